@@ -1,0 +1,67 @@
+"""All of LaVIT on 4,009 drawn pictures, on two CPU cores.
+
+`configs/twemoji.py` is the quickstart (a quarter of an hour); `configs/twemoji.py:full` trains
+the same model for about an hour.
+"""
+
+from ml_collections import ConfigDict
+
+from . import common, models
+
+TOKENIZER_MODULES = ("selector", "merger", "quantizer", "decoder", "pixel_head")
+
+
+def get_config(arg: str = "quick") -> ConfigDict:
+    """`arg`: "quick" or "full"."""
+    scale = {"quick": 1.0, "full": 4.5}.get(arg)
+    if scale is None:
+        raise ValueError(f"arg must be 'quick' or 'full', got {arg!r}")
+    config = ConfigDict({"name": f"twemoji-{arg}", "seed": 0})
+    config.model = models.twemoji()
+    config.data = common.data()
+    config.update(common.run())
+    # Stage zero trains the encoder; stage one is schedule (b) of the paper's maintainer: selector
+    # and merger without quantization, then everything with it; stage two is the unified model.
+    config.schedule = ("encoder", "select", "quantize", "unified")
+    config.phases = {
+        "encoder": {
+            "objective": "contrastive",
+            "steps": int(900 * scale),
+            "batch_size": 96,
+            "modules": ("encoder", "text_tower", "contrastive"),
+            "optimizer": common.optimizer(1.5e-3, b2=0.95, weight_decay=0.05, warmup=50),
+        },
+        "select": tokenizer_phase(int(500 * scale), quantize=False),
+        "quantize": tokenizer_phase(int(700 * scale), quantize=True),
+        "unified": {
+            "objective": "unified",
+            "steps": int(1000 * scale),
+            "batch_size": 8,  # rows of data.row_length tokens
+            "modules": ("conditioner", "llm"),
+            # SEED's values but for the learning rate, which suits a small model.
+            "optimizer": common.optimizer(2e-3, b2=0.95, weight_decay=0.05, warmup=60),
+        },
+    }
+    return config
+
+
+def tokenizer_phase(steps: int, *, quantize: bool) -> ConfigDict:
+    """A phase of stage one."""
+    return ConfigDict(
+        {
+            "objective": "tokenizer",
+            "steps": steps,
+            "batch_size": 48,
+            "modules": TOKENIZER_MODULES,
+            "quantize": quantize,
+            "selection": "sample",  # straight-through Gumbel; "greedy" with a frozen selector
+            "kept_share": 1 / 3,  # rho
+            "share_weight": 2.0,  # lambda
+            # Ours (0 is the paper): makes decisions certain within a few hundred steps, so that
+            # greedy decisions keep the share that sampled ones were trained for.
+            "entropy_weight": 0.1,
+            "commitment": 1.0,  # borrowed (BEiT-2)
+            "pixel_weight": 1.0,  # of the one-pass pixel head, which never changes x_rec
+            "optimizer": common.optimizer(1.5e-3, b2=0.99, weight_decay=0.05, warmup=50),
+        }
+    )

@@ -1,0 +1,28 @@
+"""LaVIT in JAX: images as a language for language models."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lavit_jax.inference.api import Lavit
+
+__all__ = ["load"]
+
+
+def load(workdir: str | os.PathLike[str]) -> Lavit:
+    """Loads a training run's newest checkpoint for inference.
+
+    Args:
+      workdir: the run's directory.
+
+    Returns:
+      An object with `tokenize`, `caption`, `answer` and `draw`; see `inference.api.Lavit`.
+
+    Raises:
+      UserError: no such run, or it has no readable checkpoint.
+    """
+    from lavit_jax.inference import api  # jax is imported when it is needed
+
+    return api.load(workdir)

@@ -1,0 +1,43 @@
+"""Answer questions about a picture."""
+
+from __future__ import annotations
+
+import argparse
+
+from lavit_jax.cli.common import (
+    add_json,
+    add_workdir,
+    load_images,
+    load_model,
+    nonblank,
+    print_json,
+    working,
+)
+
+EXAMPLES = """\
+examples:
+  lavit answer hand.png "which skin tone?"
+  lavit answer hand.png "which skin tone?" "what is this?" --json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", metavar="IMG", help="a picture, of any common format")
+    parser.add_argument("questions", nargs="+", metavar="QUESTION", help="about the picture")
+    add_workdir(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    questions = [nonblank(question, "question") for question in args.questions]
+    images = load_images([args.image])
+    model = load_model(args.workdir)
+    with working("answering"):
+        answers = model.answer(images * len(questions), questions)
+    if args.json:
+        pairs = zip(questions, answers, strict=True)
+        found = [{"question": question, "answer": answer} for question, answer in pairs]
+        print_json({"image": args.image, "answers": found})
+        return
+    for question, answer in zip(questions, answers, strict=True):
+        print(answer if len(answers) == 1 else f"{question} {answer}")

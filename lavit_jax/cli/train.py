@@ -1,0 +1,46 @@
+"""Train every phase of a config, from the newest checkpoint on.
+
+Any field of the config can be changed with --config.FIELD=VALUE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+EXAMPLES = """\
+examples:
+  lavit train --config configs/mini.py --workdir workdir/mini
+  lavit train --config configs/twemoji.py:full --workdir workdir/full --config.seed=1
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE.py[:ARG]",
+        help="the experiment: a file with get_config(arg)",
+    )
+    stored = os.environ.get("LAVIT_WORKDIR")
+    parser.add_argument(
+        "--workdir",
+        type=Path,
+        required=not stored,
+        default=Path(stored) if stored else None,
+        metavar="DIR",
+        help="gets everything: data, checkpoints, metrics (default: $LAVIT_WORKDIR)",
+    )
+    parser.set_defaults(overrides=[])
+
+
+def run(args: argparse.Namespace) -> None:
+    from lavit_jax.config import load_config
+
+    config = load_config(args.config, args.overrides)
+    from lavit_jax.training.run import train
+
+    train(config, args.workdir)
+    print(f"done: {args.workdir}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""The published PyTorch layout and our parameter tree, both ways."""

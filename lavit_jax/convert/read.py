@@ -1,0 +1,260 @@
+"""Reads tensors by name from `.safetensors` and torch `.bin` files, whole or in shards.
+
+Nothing is read before it is asked for, and of several shards only one is open at a time. A torch
+file is opened with `weights_only=True`: it can hold tensors, never code.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import ml_dtypes
+import numpy as np
+
+from lavit_jax.errors import UserError
+
+FLOATS = ("float32", "float16", "bfloat16", "float64")
+# Some releases wrap the tensors in one of these.
+WRAPPERS = ("state_dict", "model", "module")
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+TORCH_INDEX = "pytorch_model.bin.index.json"
+_SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+# What torch says of a pickle that holds more than tensors; its advice how to run it is left out.
+_REFUSAL = re.compile(
+    r"[Uu]nsupported (?:operand|class|GLOBAL|global: GLOBAL) \S+|(?:Can only|Only) [^\n.]+"
+)
+
+
+class Info(NamedTuple):
+    """What a file says about a tensor before its numbers are read."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+
+
+class Tensors(Protocol):
+    """Named tensors of one file or of several shards."""
+
+    path: Path
+
+    @property
+    def infos(self) -> dict[str, Info]:
+        """Shape and dtype of every tensor, in the order in which they are best read."""
+        ...
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, in the dtype of the file (bfloat16 as ml_dtypes has it)."""
+        ...
+
+
+def items(tensors: Tensors, names: set[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and tensors in reading order; of `names` only, where given."""
+    for name in tensors.infos:
+        if names is None or name in names:
+            yield name, tensors.read(name)
+
+
+def open_file(path: Path) -> Tensors:
+    """Opens one `.safetensors` or torch file.
+
+    Raises:
+      FileNotFoundError: no such file.
+      UserError: truncated, no file of tensors, or one that holds code.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
+
+
+def open_folder(folder: Path) -> Tensors:
+    """Opens the weights of a language model: single or sharded, safetensors before torch."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    for index in (SAFETENSORS_INDEX, TORCH_INDEX):
+        if (folder / index).is_file():
+            return Shards.from_index(folder / index)
+    for pattern in ("*.safetensors", "pytorch_model*.bin"):
+        files = sorted(folder.glob(pattern))
+        if len(files) == 1:
+            return open_file(files[0])
+        if files:
+            return Shards.from_files(folder, files)
+    raise FileNotFoundError(f"{folder}: no *.safetensors and no pytorch_model*.bin in it")
+
+
+class SafetensorsFile:
+    """A `.safetensors` file; its header tells every shape, its numbers are mapped."""
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.path = path
+        try:
+            self._file = safe_open(str(path), framework="np")
+            names = list(self._file.keys())
+            slices = {name: self._file.get_slice(name) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{path}: truncated or not a safetensors file ({_first_line(error)})"
+            ) from error
+        self._infos = {
+            name: Info(tuple(s.get_shape()), _dtype_name(s.get_dtype()), path)
+            for name, s in slices.items()
+        }
+
+    @property
+    def infos(self) -> dict[str, Info]:
+        return self._infos
+
+    def read(self, name: str) -> np.ndarray:
+        return self._file.get_tensor(name)
+
+
+def _dtype_name(safetensors_dtype: str) -> str:
+    return _SAFETENSORS_DTYPES.get(safetensors_dtype, safetensors_dtype)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class TorchFile:
+    """A torch file of named tensors, mapped where its format allows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._tensors = _named_tensors(path, load_torch(path))
+        self._infos = {
+            name: Info(tuple(t.shape), str(t.dtype).removeprefix("torch."), path)
+            for name, t in self._tensors.items()
+        }
+
+    @property
+    def infos(self) -> dict[str, Info]:
+        return self._infos
+
+    def read(self, name: str) -> np.ndarray:
+        return to_numpy(self._tensors[name])
+
+
+def load_torch(path: Path) -> Any:
+    """What a torch file holds, read with `weights_only=True`.
+
+    Raises:
+      UserError: torch is not installed; the file is truncated, or asks for code to be run.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{path}: reading torch files needs torch; pip install 'lavit_jax[convert]'"
+        ) from error
+    try:
+        return torch.load(
+            str(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except Exception as error:  # a damaged pickle can raise anything
+        refused = _REFUSAL.search(str(error))
+        if refused:
+            raise UserError(
+                f"{path}: refused, it may hold tensors only ({refused.group()})"
+            ) from error
+        why = str(error).partition(". ")[0].strip() or type(error).__name__
+        raise UserError(f"{path}: truncated or not a torch file ({why})") from error
+
+
+def _named_tensors(path: Path, content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, expected named tensors")
+    for key in WRAPPERS:
+        if isinstance(content.get(key), dict):
+            content = content[key]
+    for name, value in content.items():
+        if not hasattr(value, "untyped_storage"):
+            raise UserError(
+                f"{path}: {name!r} is a {type(value).__name__}, expected named tensors only"
+            )
+    return content
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """A torch tensor as numpy without a copy, bfloat16 included."""
+    import torch
+
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+class Shards:
+    """Tensors spread over several files, of which one is open at a time."""
+
+    def __init__(self, path: Path, infos: dict[str, Info]) -> None:
+        self.path = path
+        self._infos = infos
+        self._open: Tensors | None = None
+
+    @classmethod
+    def from_index(cls, index: Path) -> Shards:
+        """By an index that tells which file holds which tensor."""
+        where = read_json(index).get("weight_map")
+        if not isinstance(where, dict) or not where:
+            raise UserError(f"{index}: no 'weight_map', expected tensor name to file name")
+        shards = cls.from_files(
+            index, [index.parent / file for file in sorted(set(where.values()))]
+        )
+        absent = sorted(
+            name
+            for name, file in where.items()
+            if name not in shards.infos or shards.infos[name].file.name != file
+        )
+        if absent:
+            told = where[absent[0]]
+            raise UserError(f"{index}: says that {told} holds {absent[0]!r}, but it does not")
+        return shards
+
+    @classmethod
+    def from_files(cls, path: Path, files: list[Path]) -> Shards:
+        """By looking into every file."""
+        infos: dict[str, Info] = {}
+        for file in files:
+            for name, info in open_file(file).infos.items():
+                if name in infos:
+                    raise UserError(f"{file}: {name!r} is in {infos[name].file.name} already")
+                infos[name] = info
+        return cls(path, infos)
+
+    @property
+    def infos(self) -> dict[str, Info]:
+        return self._infos
+
+    def read(self, name: str) -> np.ndarray:
+        file = self._infos[name].file
+        if self._open is None or self._open.path != file:
+            self._open = open_file(file)
+        return self._open.read(name)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+      FileNotFoundError: no such file.
+      UserError: not JSON, or not an object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: truncated or not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, expected a JSON object")
+    return content

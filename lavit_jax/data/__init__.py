@@ -1,0 +1,1 @@
+"""Sources, preprocessing, sequence layout, packing and iterators."""

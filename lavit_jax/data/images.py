@@ -1,0 +1,228 @@
+"""Image files to arrays: loading, resizing, normalizing and meaning-preserving augmentation.
+
+Legend: H height, W width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import ExifTags, Image, ImageOps
+
+from lavit_jax.errors import UserError
+
+MAX_PIXELS = 100_000_000
+
+# CLIP's statistics of RGB in 0..1 (SPEC 1).
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+# Formats that Pillow hands to an outside program are not opened.
+_UNSAFE_FORMATS = frozenset({"EPS"})
+# What Pillow's decoders raise on damaged files.
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+_LIGHTEST = 200  # background colours are drawn from _LIGHTEST..255 in each channel
+
+Rgb = UInt8[np.ndarray, "H W 3"]
+Alpha = UInt8[np.ndarray, "H W"]
+
+
+def load_image(path: str | os.PathLike[str]) -> Rgb:
+    """Reads an image of any kind Pillow knows as 8-bit RGB.
+
+    Greyscale, palette, CMYK and 16-bit images are converted, EXIF rotation is applied, what is
+    transparent is shown on white, of an animation the first frame is taken.
+
+    Args:
+      path: the image file.
+
+    Returns:
+      uint8 [H, W, 3].
+
+    Raises:
+      UserError: no such file, not an image, truncated or otherwise damaged, or over
+        `MAX_PIXELS` pixels (told from its header, without decoding it).
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"image not found: {path}")
+    if path.is_dir():
+        raise UserError(f"expected an image file, got a directory: {path}")
+    try:
+        if path.stat().st_size == 0:
+            raise UserError(f"image file is empty (0 bytes): {path}")
+        with warnings.catch_warnings():
+            # Pillow warns of big images from 89 megapixels on; the limit here is our own.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_formats()) as image:
+                _check_size(path, image.size)
+                return _to_rgb(image)
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UserError(f"image has over {MAX_PIXELS // 10**6} megapixels: {path}") from error
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"not an image of a known format: {path}") from error
+    except PermissionError as error:
+        raise UserError(f"no permission to read image: {path}") from error
+    except _DAMAGE as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"image is truncated or damaged ({reason}): {path}") from error
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in Image.ID if name not in _UNSAFE_FORMATS]
+
+
+def _check_size(path: Path, size: tuple[int, int]) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise UserError(
+            f"image has {width} x {height} = {width * height / 1e6:.0f} megapixels, "
+            f"at most {MAX_PIXELS // 10**6} are read: {path}"
+        )
+    if width * height == 0:
+        raise UserError(f"image has no pixels ({width} x {height}): {path}")
+
+
+def _to_rgb(image: Image.Image) -> Rgb:
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        return np.repeat(_grey_to_8_bits(np.asarray(image))[..., None], 3, axis=-1)
+    if "transparency" in image.info or "A" in image.mode or "a" in image.mode:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, rgba)
+    return np.array(image.convert("RGB"))
+
+
+def _grey_to_8_bits(grey: np.ndarray) -> np.ndarray:
+    """Integers by their full 16-bit range, floats by 0..1 or, where they exceed it, 0..255."""
+    values = grey.astype(np.float64)
+    if np.issubdtype(grey.dtype, np.integer):
+        values = values / 257.0
+    elif np.nanmax(values) <= 1.0:
+        values = values * 255.0
+    return np.nan_to_num(values, nan=0.0).clip(0, 255).round().astype(np.uint8)
+
+
+def resize(image_HWC: Rgb, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Resizes to a square without cropping: bicubic, antialiased, as Pillow does it (SPEC 1)."""
+    return np.array(Image.fromarray(image_HWC).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def normalize(image: UInt8[np.ndarray, "*shape 3"]) -> Float[np.ndarray, "*shape 3"]:
+    """8-bit RGB to the encoder's input: float32, CLIP's mean and deviation (SPEC 1)."""
+    return (image.astype(np.float32) / np.float32(255) - MEAN) / STD
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Changes that keep what a picture shows, and so its captions, true.
+
+    Attributes:
+      shift: largest shift either way, as a share of the side.
+      scale: largest relative change of size either way.
+      background: probability of a light colour instead of white behind the picture.
+    """
+
+    shift: float = 0.06
+    scale: float = 0.1
+    background: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not 0 <= value <= 1:
+                raise UserError(f"config.data.augment.{name} must lie in 0..1, got {value}")
+        if self.scale >= 1:
+            raise UserError(f"config.data.augment.scale must be under 1, got {self.scale}")
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> AugmentConfig:
+        """From `config.data.augment`."""
+        return cls(**dict(fields.items()))
+
+
+def augment(
+    image_HWC: Rgb,
+    alpha_HW: Alpha,
+    rng: np.random.Generator,
+    config: AugmentConfig,
+    size: int,
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Shifts and scales a picture a little, resizes it and may colour its background.
+
+    Args:
+      image_HWC: uint8 [H, W, 3], composited on white.
+      alpha_HW: uint8 [H, W], 255 where the picture is opaque.
+      rng: decides; the same number of draws whatever the config.
+      config: how much.
+      size: side of the result.
+
+    Returns:
+      uint8 [size, size, 3].
+    """
+    zoom, right, down, coloured = rng.uniform((-1, -1, -1, 0), (1, 1, 1, 1))
+    colour = rng.integers(_LIGHTEST, 256, 3)
+    height, width = alpha_HW.shape
+    zoomed = 1.0 + config.scale * zoom
+    box = _box(width, height, zoomed, config.shift * right, config.shift * down)
+    # One resampling moves, scales and resizes colours and alpha together. The mode RGBX keeps
+    # Pillow from multiplying by alpha: these colours are composited already.
+    margin = math.ceil(max(0.0, -min(box), box[2] - width, box[3] - height))
+    padded = np.zeros((height + 2 * margin, width + 2 * margin, 4), np.uint8)
+    padded[..., :3] = 255
+    inner = padded[margin : margin + height, margin : margin + width]
+    inner[..., :3] = image_HWC
+    inner[..., 3] = alpha_HW
+    source = Image.frombuffer("RGBX", padded.shape[1::-1], padded, "raw", "RGBX", 0, 1)
+    moved = source.resize(
+        (size, size),
+        Image.Resampling.BICUBIC,
+        box=tuple(edge + margin for edge in box),  # type: ignore[arg-type]
+    )
+    result = np.array(moved)
+    if coloured >= config.background:
+        return np.ascontiguousarray(result[..., :3])
+    return _recolour(result[..., :3], result[..., 3], colour)
+
+
+def _box(
+    width: int, height: int, zoomed: float, right: float, down: float
+) -> tuple[float, float, float, float]:
+    """The part of the picture's plane that fills the result: left, upper, right, lower."""
+    x, y = width * (0.5 - right / zoomed), height * (0.5 - down / zoomed)
+    half_x, half_y = width / zoomed / 2, height / zoomed / 2
+    return x - half_x, y - half_y, x + half_x, y + half_y
+
+
+def _recolour(white_HWC: Rgb, alpha_HW: Alpha, colour: np.ndarray) -> Rgb:
+    """Takes a picture off white and puts it on `colour`: exact, for compositing is linear."""
+    through = 255 - alpha_HW.astype(np.uint32)
+    taken = (through[..., None] * (255 - colour).astype(np.uint32) + 127) // 255
+    return (white_HWC - np.minimum(taken, white_HWC)).astype(np.uint8)

@@ -1,0 +1,115 @@
+"""The unified phase's examples: four kinds from the same pictures, mixed in fixed shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grain.python as grain
+import numpy as np
+from ml_collections import ConfigDict
+
+from lavit_jax.data import layout
+from lavit_jax.data.layout import Condition, Example, SpecialIds
+from lavit_jax.data.text import TextTokenizer
+from lavit_jax.data.visual_ids import VisualIdCache
+from lavit_jax.errors import UserError
+
+Record = dict[str, Any]
+
+
+def choose_caption(
+    captions: Sequence[str], rng: np.random.Generator, canonical_share: float
+) -> str:
+    """The first caption with probability `canonical_share`, else one of the others."""
+    if len(captions) == 1 or rng.random() < canonical_share:
+        return captions[0]
+    return captions[1 + int(rng.integers(len(captions) - 1))]
+
+
+class ExampleMaker:
+    """Makes an example of each kind from a picture, by chance in caption, question and variant.
+
+    The methods are named as the kinds in `config.data.mixture`.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        records: Sequence[Record],
+        text: TextTokenizer,
+        cache: VisualIdCache,
+    ) -> None:
+        self._records, self._text, self._cache = records, text, cache
+        self._special = SpecialIds(text.vocab_size, config.model.quantizer.codes)
+        self._variants = config.data.variants
+        self._canonical_share = config.data.canonical_share
+        self._text_drop = config.data.text_drop
+
+    def image_text(self, picture: int, rng: np.random.Generator) -> Example:
+        """[image, text]."""
+        caption = self._caption(picture, rng)
+        return layout.image_text(self._special, self._condition(picture, rng), caption)
+
+    def text_image(self, picture: int, rng: np.random.Generator) -> Example:
+        """[text, image]; the text is dropped now and then, for guidance (ours, SPEC 8)."""
+        caption = self._caption(picture, rng)
+        if rng.random() < self._text_drop:
+            caption = []
+        codes = self._cache.codes(self._image(picture, rng))
+        return layout.text_image(self._special, caption, codes)
+
+    def text(self, picture: int, rng: np.random.Generator) -> Example:
+        """Plain text."""
+        return layout.plain_text(self._special, self._caption(picture, rng))
+
+    def question(self, picture: int, rng: np.random.Generator) -> Example:
+        """An image, a question about it and its answer."""
+        record = self._records[picture]
+        which = int(rng.integers(len(record["questions"])))
+        asked = self._text.encode(layout.QUESTION.format(record["questions"][which]))
+        answer = self._text.encode(record["answers"][which])
+        return layout.question(self._special, self._condition(picture, rng), asked, answer)
+
+    def _caption(self, picture: int, rng: np.random.Generator) -> list[int]:
+        captions = self._records[picture]["captions"]
+        return self._text.encode(choose_caption(captions, rng, self._canonical_share))
+
+    def _image(self, picture: int, rng: np.random.Generator) -> int:
+        return picture * self._variants + int(rng.integers(self._variants))
+
+    def _condition(self, picture: int, rng: np.random.Generator) -> Condition:
+        image = self._image(picture, rng)
+        return Condition(image, self._cache.keep_MN[image])
+
+
+def mixed(
+    config: ConfigDict, maker: ExampleMaker, pictures: int, seed: int
+) -> grain.MapDataset[Example]:
+    """Endless examples of all kinds; each kind goes through all pictures, shuffled every time.
+
+    Raises:
+      UserError: shares that are negative, all zero, or of an unknown kind.
+    """
+    kinds: dict[str, Callable[[int, np.random.Generator], Example]] = {
+        "image_text": maker.image_text,
+        "text_image": maker.text_image,
+        "text": maker.text,
+        "question": maker.question,
+    }
+    shares = dict(config.data.mixture.items())
+    unknown = sorted(set(shares) - set(kinds))
+    if unknown:
+        raise UserError(f"config.data.mixture.{unknown[0]}: expected only {', '.join(kinds)}")
+    if any(share < 0 for share in shares.values()) or not any(shares.values()):
+        raise UserError(f"config.data.mixture needs shares of 0 or more, some above: {shares}")
+    used = [(kind, place) for place, kind in enumerate(kinds) if shares.get(kind)]
+    streams = [
+        grain.MapDataset.range(pictures)
+        .seed((seed * len(kinds) + place) % 2**32)
+        .shuffle()
+        .repeat()
+        .random_map(kinds[kind])
+        for kind, place in used
+    ]
+    return grain.MapDataset.mix(streams, weights=[shares[kind] for kind, _ in used])

@@ -1,0 +1,303 @@
+"""Grain iterators over the data set, for every phase of training.
+
+Each is deterministic in (seed, step) whatever the number of threads, infinite, shuffled anew every
+epoch, and has `get_state()` / `set_state(state)` with a small JSON-able state. With several
+processes each gets its share of the same global batches.
+
+Legend: B rows of this process, H = W = image side, C channels, T text length.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain.python as grain
+import numpy as np
+from ml_collections import ConfigDict
+
+from lavit_jax.data import images as image_data
+from lavit_jax.data import packing, twemoji
+from lavit_jax.data.batches import Batches
+from lavit_jax.data.images import AugmentConfig
+from lavit_jax.data.mixture import ExampleMaker, choose_caption, mixed
+from lavit_jax.data.text import EOS_ID, PAD_ID, TextTokenizer
+from lavit_jax.data.visual_ids import VisualIdCache
+from lavit_jax.errors import UserError
+
+Record = dict[str, Any]
+
+IN_MEMORY_BYTES = 1 << 30
+THREADS = 1  # the cores belong to training; one thread keeps ahead of it
+PREFETCH = 4  # batches
+
+
+def load_split(
+    config: ConfigDict, data_dir: str | os.PathLike[str], split: str
+) -> Sequence[Record]:
+    """The records of a split, decoded once and kept in memory if they are small.
+
+    Raises:
+      UserError: a data set, language or split that does not exist, or is not prepared.
+    """
+    if config.data.dataset != "twemoji":
+        raise UserError(f"config.data.dataset={config.data.dataset!r}: only 'twemoji' exists")
+    folder = str(Path(data_dir).resolve())
+    return _load_twemoji(folder, tuple(config.data.languages), split)
+
+
+@functools.lru_cache(maxsize=8)
+def _load_twemoji(folder: str, languages: tuple[str, ...], split: str) -> Sequence[Record]:
+    return in_memory_if_small(twemoji.source(split, folder, languages))
+
+
+def in_memory_if_small(source: Sequence[Record], limit: int = IN_MEMORY_BYTES) -> Sequence[Record]:
+    """Reads a source into a list if its decoded arrays take at most `limit` bytes."""
+    if not len(source):
+        return source
+    each = sum(value.nbytes for value in source[0].values() if isinstance(value, np.ndarray))
+    return list(source) if each * len(source) <= limit else source
+
+
+class Variants(Sequence[np.ndarray]):
+    """The fixed images of the unified phase: `variants` of each picture, side by side.
+
+    Item `picture * per_picture + v` is variant v of a picture: uint8 [H, W, 3]. Variant 0 is the
+    plain picture; others are augmented, each always the same for a seed.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        per_picture: int,
+        size: int,
+        augment: AugmentConfig,
+        seed: int,
+    ) -> None:
+        self.records = records
+        self.per_picture = per_picture
+        self._size, self._augment, self._seed = size, augment, seed
+
+    def __len__(self) -> int:
+        return len(self.records) * self.per_picture
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        picture, variant = divmod(int(index) % len(self), self.per_picture)
+        record = self.records[picture]
+        if variant == 0:
+            return image_data.resize(record["image"], self._size)
+        rng = np.random.default_rng((self._seed, picture, variant))
+        return _augmented(record, rng, self._augment, self._size)
+
+
+def variants(config: ConfigDict, data_dir: str | os.PathLike[str], split: str) -> Variants:
+    """All variants of a split's pictures, in random access.
+
+    Raises:
+      UserError: as `load_split`, or `config.data.variants` under 1.
+    """
+    count = config.data.variants
+    if count < 1:
+        raise UserError(f"config.data.variants must be at least 1, got {count}")
+    records = load_split(config, data_dir, split)
+    augment = AugmentConfig.of(config.data.augment)
+    return Variants(records, count, config.model.image_size, augment, config.seed)
+
+
+def image_batches(
+    config: ConfigDict,
+    data_dir: str | os.PathLike[str],
+    batch_size: int,
+    seed: int,
+    *,
+    split: str = "train",
+    process_index: int | None = None,
+    process_count: int | None = None,
+    threads: int = THREADS,
+) -> Batches:
+    """Augmented pictures, for the tokenizer phases.
+
+    Args:
+      config: the experiment.
+      data_dir: where the data set is prepared.
+      batch_size: rows over all processes.
+      seed: of order and augmentation.
+      split: which pictures.
+      process_index: this process; by default JAX's.
+      process_count: number of processes; by default JAX's.
+      threads: that prepare batches ahead; 0 prepares each when asked.
+
+    Returns:
+      Iterator of {"images": uint8 [B, H, W, 3], "index": int32 [B], place in the split}.
+    """
+    records = load_split(config, data_dir, split)
+    augment, size = AugmentConfig.of(config.data.augment), config.model.image_size
+
+    def view(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        image = _augmented(records[index], rng, augment, size)
+        return {"images": image, "index": np.array(index, np.int32)}
+
+    return _iterate(len(records), view, batch_size, seed, process_index, process_count, threads)
+
+
+def pair_batches(
+    config: ConfigDict,
+    data_dir: str | os.PathLike[str],
+    text: TextTokenizer,
+    batch_size: int,
+    seed: int,
+    text_length: int,
+    *,
+    split: str = "train",
+    process_index: int | None = None,
+    process_count: int | None = None,
+    threads: int = THREADS,
+) -> Batches:
+    """Augmented pictures with one of their captions, for contrastive pretraining.
+
+    Args:
+      text: text tokenizer.
+      text_length: T; longer captions lose their end, never the end-of-text id.
+      others: see `image_batches`.
+
+    Returns:
+      Iterator of {"images": uint8 [B, H, W, 3], "text": int32 [B, T], ended by eos and padded
+      with 0, "index": int32 [B]}.
+    """
+    if text_length < 2:
+        raise UserError(f"the text length must be at least 2, got {text_length}")
+    records = load_split(config, data_dir, split)
+    augment, size = AugmentConfig.of(config.data.augment), config.model.image_size
+    share = config.data.canonical_share
+
+    def view(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        record = records[index]
+        ids = text.encode(choose_caption(record["captions"], rng, share))
+        return {
+            "images": _augmented(record, rng, augment, size),
+            "text": ended(ids, text_length),
+            "index": np.array(index, np.int32),
+        }
+
+    return _iterate(len(records), view, batch_size, seed, process_index, process_count, threads)
+
+
+def unified_batches(
+    config: ConfigDict,
+    data_dir: str | os.PathLike[str],
+    text: TextTokenizer,
+    cache: VisualIdCache,
+    batch_size: int,
+    seed: int,
+    *,
+    split: str = "train",
+    process_index: int | None = None,
+    process_count: int | None = None,
+    prefetch: int = PREFETCH,
+) -> Batches:
+    """Packed rows of the four kinds of examples, mixed by `config.data.mixture`.
+
+    Args:
+      config: the experiment.
+      data_dir: where the data set is prepared.
+      text: text tokenizer.
+      cache: codes and kept patches of `variants(config, data_dir, split)`.
+      batch_size: rows over all processes.
+      seed: of order, choice of captions, questions and variants.
+      split: which pictures.
+      process_index: this process; by default JAX's.
+      process_count: number of processes; by default JAX's.
+      prefetch: batches prepared ahead by a thread; 0 prepares each when asked.
+
+    Returns:
+      Iterator of the arrays of `packing.lay_row`, stacked to B rows.
+
+    Raises:
+      UserError: a cache of other images, or an example longer than a row (when it comes up).
+    """
+    images = variants(config, data_dir, split)
+    patches = (config.model.image_size // config.model.patch_size) ** 2
+    if cache.keep_MN.shape != (len(images), patches):
+        raise UserError(
+            f"the visual ids are of {cache.keep_MN.shape[0]} images of {cache.keep_MN.shape[1]} "
+            f"patches; this config has {len(images)} of {patches}: delete visual_ids.npz"
+        )
+    index, count = process_share(process_index, process_count)
+    limits = packing.Limits(config.data.row_length, config.data.images_per_row)
+    shape = packing.RowShape(limits, patches, config.model.image_size)
+    maker = ExampleMaker(config, images.records, text, cache)
+    examples = mixed(config, maker, len(images.records), seed)
+    rows = packing.PackedRows(examples, limits, process_index=index, process_count=count)
+    batches = rows.map(lambda row: packing.lay_row(row, shape, images.__getitem__)).batch(
+        local_rows(batch_size, count), drop_remainder=True
+    )
+    ahead = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
+    return Batches(iter(ahead))
+
+
+def ended(ids: Sequence[int], length: int) -> np.ndarray:
+    """Ids cut to fit, ended and padded: int32 [length]."""
+    row = np.full(length, PAD_ID, np.int32)
+    kept = [*ids[: length - 1], EOS_ID]
+    row[: len(kept)] = kept
+    return row
+
+
+def _augmented(
+    record: Record, rng: np.random.Generator, augment: AugmentConfig, size: int
+) -> np.ndarray:
+    return image_data.augment(record["image"], record["alpha"][..., 0], rng, augment, size)
+
+
+def _iterate(
+    length: int,
+    view: Callable[[int, np.random.Generator], dict[str, np.ndarray]],
+    batch_size: int,
+    seed: int,
+    process_index: int | None,
+    process_count: int | None,
+    threads: int,
+) -> Batches:
+    index, count = process_share(process_index, process_count)
+    views = (
+        grain.MapDataset.range(length)
+        .seed(seed % 2**32)
+        .shuffle()
+        .repeat()
+        .random_map(view)
+        # After the random map, so that a view does not depend on the number of processes.
+        .slice(slice(index, None, count))
+        .batch(local_rows(batch_size, count), drop_remainder=True)
+    )
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=PREFETCH * (threads > 0))
+    return Batches(iter(views.to_iter_dataset(options)))
+
+
+def process_share(index: int | None, count: int | None) -> tuple[int, int]:
+    """Which of how many processes this is; JAX is asked only for what is not given."""
+    if index is not None and count is not None:
+        return index, count
+    import jax
+
+    return (
+        jax.process_index() if index is None else index,
+        jax.process_count() if count is None else count,
+    )
+
+
+def local_rows(batch_size: int, process_count: int) -> int:
+    """Rows of a batch for each process.
+
+    Raises:
+      UserError: they do not divide evenly.
+    """
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(f"batch_size={batch_size} does not divide over {process_count} processes")
+    return batch_size // process_count

@@ -1,0 +1,87 @@
+"""Visual ids of a fixed list of images, computed once by a frozen tokenizer.
+
+Legend: M images, N patches, L longest kept list.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, Int64, UInt8
+
+from lavit_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class VisualIdCache:
+    """Codes and kept patches of M images.
+
+    Attributes:
+      codes_ML: each image's codes in raster order of its kept patches, left-aligned; what
+        follows them means nothing.
+      keep_MN: 1 for each kept patch.
+      stamp: names what made it, so that another tokenizer's is not used.
+    """
+
+    codes_ML: Int[np.ndarray, "M L"]
+    keep_MN: UInt8[np.ndarray, "M N"]
+    stamp: str = ""
+
+    def __post_init__(self) -> None:
+        codes, keep = np.asarray(self.codes_ML), np.asarray(self.keep_MN, np.uint8)
+        if codes.ndim != 2 or keep.ndim != 2 or len(codes) != len(keep):
+            raise ValueError(
+                f"expected codes [M, L] and keep [M, N], got {codes.shape}, {keep.shape}"
+            )
+        if len(keep) and keep.max() > 1:
+            raise ValueError(f"keep must be 0 or 1, got {keep.max()}")
+        if codes.dtype != np.uint16 and len(codes) and 0 <= codes.min() <= codes.max() < 2**16:
+            codes = codes.astype(np.uint16)
+        object.__setattr__(self, "codes_ML", codes)
+        object.__setattr__(self, "keep_MN", keep)
+        counts = keep.sum(axis=1, dtype=np.int64)
+        if len(counts) and counts.max() > codes.shape[1]:
+            raise ValueError(
+                f"an image keeps {counts.max()} patches but has {codes.shape[1]} codes"
+            )
+        object.__setattr__(self, "_counts_M", counts)
+
+    @property
+    def counts_M(self) -> Int64[np.ndarray, "M"]:
+        """Kept patches of each image."""
+        return self._counts_M  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return len(self.keep_MN)
+
+    def codes(self, image: int) -> Int[np.ndarray, "L"]:
+        """The codes of one image."""
+        return self.codes_ML[image, : self.counts_M[image]]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the cache in one move."""
+        path = Path(path)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        with aside.open("wb") as file:
+            np.savez(file, codes=self.codes_ML, keep=self.keep_MN, stamp=np.array(self.stamp))
+        os.replace(aside, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> VisualIdCache:
+        """Reads a cache.
+
+        Raises:
+          UserError: no such file, or damaged.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"visual ids not found: {path}")
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return cls(arrays["codes"], arrays["keep"], str(arrays["stamp"]))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"visual ids are damaged: delete {path} to make them anew") from error

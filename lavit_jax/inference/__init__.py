@@ -1,0 +1,1 @@
+"""Sampling, beam search, guidance; tokenize, caption, answer and draw."""

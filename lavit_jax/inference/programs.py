@@ -1,0 +1,133 @@
+"""The compiled programs behind the Python API, one of each for a set of modules.
+
+Parameters are arguments, so one program serves every state of a training run; each is compiled
+once for each shape it is called with.
+
+Legend: B images, R rows, L kept (padded), N patches, E llm width, S prompt places.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+
+from lavit_jax.inference import beams, generate
+from lavit_jax.inference.beams import BeamConfig, Beams
+from lavit_jax.inference.decoding import Prompt
+from lavit_jax.inference.generate import Generated, SamplingConfig
+from lavit_jax.models import decoder, lavit
+from lavit_jax.models.lavit import Modules, Params, Tokens
+from lavit_jax.models.quantizer import Codebook
+
+
+class Seen(NamedTuple):
+    """Images as the language model reads them."""
+
+    keep_BN: Float[Array, "B N"]
+    features_BLE: Float[Array, "B L E"]
+
+
+class Programs:
+    """Compiled functions of one set of modules; get them from `programs`."""
+
+    def __init__(self, modules: Modules) -> None:
+        self._modules = modules
+        self.tokenize = jax.jit(self._tokenize)
+        self.see = jax.jit(self._see)
+        self.paint = jax.jit(self._paint)
+        self.sample = jax.jit(self._sample)
+        self.search = jax.jit(self._search)
+
+    def _tokenize(
+        self, params: Params, book: Codebook, images_BHWC: UInt8[Array, "B H W 3"]
+    ) -> Tokens:
+        """Images to visual ids."""
+        return lavit.tokenize(self._modules, params, book, images_BHWC)
+
+    def _see(self, params: Params, images_BHWC: UInt8[Array, "B H W 3"]) -> Seen:
+        """Images to condition features."""
+        x = lavit.encode_image(self._modules, params, images_BHWC)
+        keep, kept = lavit.select_greedy(self._modules, params, x)
+        return Seen(keep, lavit.run(self._modules, params, "conditioner", x, keep, kept))
+
+    def _paint(
+        self, params: Params, book: Codebook, ids_BL: Int[Array, "B L"], count_B: Int[Array, "B"]
+    ) -> UInt8[Array, "B H W 3"]:
+        """The first `count_B` code ids of each row to a picture by the one-pass pixel head."""
+        valid = jnp.arange(ids_BL.shape[1]) < count_B[:, None]
+        codes = jnp.clip(ids_BL, 0, book.codes_KC.shape[0] - 1)
+        x_rec = lavit.detokenize(self._modules, params, book, codes, valid)
+        return decoder.to_uint8(lavit.paint(self._modules, params, x_rec))
+
+    def _prompt(
+        self, params: Params, features_RJLE: Array | None, ids_RS: Array, feature_RS: Array
+    ) -> Array:
+        embeds = lavit.run(self._modules, params, "llm", ids_RS, method="embed")
+        if features_RJLE is None:
+            return embeds
+        return lavit.embed_mixed(embeds, features_RJLE, feature_RS, self._modules.config.patches)
+
+    def _sample(
+        self,
+        params: Params,
+        features_RJLE: Float[Array, "R J L E"] | None,
+        ids_RS: Int[Array, "R S"],
+        feature_RS: Int[Array, "R S"],
+        mask_RS: Bool[Array, "R S"],
+        config: SamplingConfig,
+        banned_V: Bool[Array, "V"],
+        stop_R: Int[Array, "R"],
+        keys_R: Key[Array, "R"],
+        unconditional_ids_R1: Int[Array, "R 1"] | None = None,
+    ) -> Generated:
+        """Continues prompts by `generate.generate`."""
+        prompt = Prompt(self._prompt(params, features_RJLE, ids_RS, feature_RS), mask_RS)
+        other = None
+        if unconditional_ids_R1 is not None:
+            alone = self._prompt(params, None, unconditional_ids_R1, feature_RS)
+            other = Prompt(alone, mask_RS.any(axis=1, keepdims=True))
+        llm, weights = self._modules.llm, params["llm"]
+        return generate.generate(
+            llm, weights, prompt, config, banned_V, stop_R, keys_R, unconditional=other
+        )
+
+    def _search(
+        self,
+        params: Params,
+        features_RJLE: Float[Array, "R J L E"] | None,
+        ids_RS: Int[Array, "R S"],
+        feature_RS: Int[Array, "R S"],
+        mask_RS: Bool[Array, "R S"],
+        config: BeamConfig,
+        banned_V: Bool[Array, "V"],
+        stop_R: Int[Array, "R"],
+    ) -> Beams:
+        """Continues prompts by `beams.search`."""
+        prompt = Prompt(self._prompt(params, features_RJLE, ids_RS, feature_RS), mask_RS)
+        return beams.search(self._modules.llm, params["llm"], prompt, config, banned_V, stop_R)
+
+
+@functools.cache
+def programs(modules: Modules) -> Programs:
+    """The programs of these modules, the same ones every time."""
+    return Programs(modules)
+
+
+def banned_ids(modules: Modules, *, text: bool, first_text: int = 0) -> Any:
+    """Ids that may not be generated, bool [V].
+
+    Args:
+      modules: the model.
+      text: whether text is generated: bans everything visual. Otherwise codes are: bans all text
+        from `first_text` on, and [IMG].
+      first_text: see `text`.
+    """
+    c = modules.config.llm
+    ids = jnp.arange(c.vocab)
+    if text:
+        return ids >= c.image_start
+    return (ids >= first_text) & (ids <= c.image_start)

@@ -1,0 +1,1 @@
+"""Pure Flax modules and array functions: no files, flags, logs or devices."""

@@ -1,0 +1,112 @@
+"""The only place where attention is computed, and the masks it is computed with.
+
+Legend: B batch, Q queries, K keys, H query heads, G key/value heads, d head width.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+PUBLISHED_EPS = 1e-6
+
+
+def causal_segment_mask(segments_BS: Int[Array, "B S"]) -> Bool[Array, "B S S"]:
+    """True where query i may read key j: j <= i and both in the same, real (> 0) segment."""
+    length = segments_BS.shape[1]
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    same = segments_BS[:, :, None] == segments_BS[:, None, :]
+    return causal & same & (segments_BS[:, :, None] > 0)
+
+
+def attend(
+    q_BQHd: Float[Array, "B Q H d"],
+    k_BKGd: Float[Array, "B K G d"],
+    v_BKGd: Float[Array, "B K G d"],
+    mask_BQK: Bool[Array, "B Q K"] | None = None,
+    bias_BQK: Float[Array, "B Q K"] | None = None,
+) -> Float[Array, "B Q H d"]:
+    """Softmax attention with grouped key/value heads; softmax in float32.
+
+    Args:
+      q_BQHd: queries; H is a multiple of G.
+      k_BKGd: keys.
+      v_BKGd: values.
+      mask_BQK: True where a query may read a key (broadcastable on Q). A row that may read
+        nothing averages all values; such rows are padding and never used.
+      bias_BQK: added to the scaled logits (broadcastable on Q).
+
+    Returns:
+      [B, Q, H, d] in the dtype of the queries.
+    """
+    batch, queries, heads, width = q_BQHd.shape
+    groups, keys = k_BKGd.shape[2], k_BKGd.shape[1]
+    # Heads lead and the queries that share a key/value head form one matrix: plain batched
+    # matmuls, which every backend does fastest.
+    q = _heads_first(q_BQHd * width**-0.5).reshape(batch, groups, -1, width)
+    k, v = _heads_first(k_BKGd), _heads_first(v_BKGd)
+    logits = jnp.einsum("bgqd,bgkd->bgqk", q, k, preferred_element_type=jnp.float32)
+    logits = logits.reshape(batch, heads, queries, keys)
+    if bias_BQK is not None:
+        logits = logits + bias_BQK[:, None]
+    if mask_BQK is not None:
+        logits = jnp.where(mask_BQK[:, None], logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    out = jnp.einsum("bgqk,bgkd->bgqd", weights.reshape(batch, groups, -1, keys), v)
+    return _heads_first(out.reshape(batch, heads, queries, width))
+
+
+def _heads_first(x_BSHd: Array) -> Array:
+    return x_BSHd.transpose(0, 2, 1, 3)
+
+
+def _published_weights(logits_BHQK: Array, mask_BQK: Array) -> Array:
+    """Multiplicative mask with the maximum over all keys and eps added after (SPEC 3)."""
+    keys = logits_BHQK.shape[-1]
+    top = jax.lax.stop_gradient(logits_BHQK.max(axis=-1, keepdims=True))
+    weights = jnp.exp(logits_BHQK - top) * mask_BQK[:, None]
+    total = weights.sum(axis=-1, keepdims=True)
+    return (weights + PUBLISHED_EPS / keys) / (total + PUBLISHED_EPS)
+
+
+def _clean_weights(logits_BHQK: Array, mask_BQK: Array) -> Array:
+    """Maximum over allowed keys only, no eps; a row with no allowed key weighs nothing (ours)."""
+    allowed = mask_BQK[:, None] > 0.5
+    lowest = jnp.finfo(jnp.float32).min
+    top = jnp.where(allowed, logits_BHQK, lowest).max(axis=-1, keepdims=True)
+    # A forbidden key may lie far above the allowed maximum. Its exponential is multiplied by a
+    # zero, but the mask's own gradient sees it: bounded by one, as if it tied with the maximum.
+    shifted = jnp.minimum(logits_BHQK - jax.lax.stop_gradient(jnp.maximum(top, lowest / 2)), 0.0)
+    weights = jnp.exp(shifted) * mask_BQK[:, None]
+    total = weights.sum(axis=-1, keepdims=True)
+    return weights / jnp.where(total > 0, total, 1.0)
+
+
+_POLICY_WEIGHTS = {"published": _published_weights, "clean": _clean_weights}
+
+
+def policy_attend(
+    q_BQHd: Float[Array, "B Q H d"],
+    k_BKHd: Float[Array, "B K H d"],
+    v_BKHd: Float[Array, "B K H d"],
+    mask_BQK: Float[Array, "B Q K"],
+    form: str,
+) -> Float[Array, "B Q H d"]:
+    """Attention under a multiplicative 0/1 mask that carries gradient to the keep decisions.
+
+    Args:
+      q_BQHd: queries.
+      k_BKHd: keys.
+      v_BKHd: values.
+      mask_BQK: float mask, 1 where a query may read a key (broadcastable on Q).
+      form: "published" or "clean" (SPEC 3).
+
+    Returns:
+      [B, Q, H, d] in the dtype of the values.
+    """
+    q = _heads_first(q_BQHd * q_BQHd.shape[-1] ** -0.5)
+    k, v = _heads_first(k_BKHd), _heads_first(v_BKHd)
+    logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    weights = _POLICY_WEIGHTS[form](logits, mask_BQK).astype(v.dtype)
+    return _heads_first(jnp.einsum("bhqk,bhkd->bhqd", weights, v))

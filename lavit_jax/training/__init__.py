@@ -1,0 +1,1 @@
+"""State, optimizer, losses, one step per objective and one loop for all."""

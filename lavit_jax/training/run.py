@@ -1,0 +1,159 @@
+"""`lavit train`: claims the work directory, prepares the data, runs every phase in order."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from lavit_jax import config as configs
+from lavit_jax.data import text as text_data
+from lavit_jax.data import twemoji
+from lavit_jax.data.text import TextTokenizer
+from lavit_jax.errors import UserError
+from lavit_jax.models import lavit
+from lavit_jax.models.config import lavit_config
+from lavit_jax.models.lavit import Modules
+from lavit_jax.parallel.mesh import make_mesh
+from lavit_jax.training import state
+from lavit_jax.training.checkpoints import read_json
+from lavit_jax.training.optimizer import make_optimizer
+from lavit_jax.training.schedule import Phase, make_schedule, phase_at
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same through a run.
+
+    Attributes:
+      config: the experiment.
+      workdir: where everything is written.
+      data_dir: where the prepared data set lies.
+      text: text tokenizer.
+      modules: the model.
+      mesh: devices.
+      phases: the schedule.
+    """
+
+    config: ConfigDict
+    workdir: Path
+    data_dir: Path
+    text: TextTokenizer
+    modules: Modules
+    mesh: Mesh
+    phases: tuple[Phase, ...]
+
+    @property
+    def total(self) -> int:
+        return self.phases[-1].end
+
+
+def claim_workdir(config: ConfigDict, workdir: Path) -> None:
+    """Makes the work directory of this config, or checks that it already is.
+
+    Raises:
+      UserError: the directory belongs to another config, or cannot be written.
+    """
+    stored, text = workdir / "config.json", configs.to_json(config)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if stored.exists():
+            changed = configs.differences(read_json(stored), _as_stored(config))
+            if changed:
+                shown = "; ".join(changed[:3]) + (" ..." if len(changed) > 3 else "")
+                raise UserError(
+                    f"{workdir} belongs to another config: {shown} (stored -> now); "
+                    "choose another --workdir"
+                )
+            return
+        aside = stored.with_suffix(".tmp")
+        aside.write_text(text)
+        os.replace(aside, stored)
+    except OSError as error:
+        raise UserError(f"cannot write to the work directory {workdir}: {error}") from error
+
+
+def _as_stored(config: ConfigDict) -> Any:
+    return json.loads(configs.to_json(config))
+
+
+def prepare(config: ConfigDict, workdir: Path) -> tuple[Path, TextTokenizer]:
+    """Prepares the data set and trains the text tokenizer, where that is not done yet."""
+    data_dir = workdir / "data"
+    languages = tuple(config.data.languages)
+    twemoji.prepare(data_dir, languages)
+    model = workdir / "text.model"
+    if not model.exists():
+        source = twemoji.source("train", data_dir, languages)
+        text_data.train_tokenizer(
+            twemoji.sentences(source), model, vocab_size=config.data.text_vocab_size
+        )
+    return data_dir, TextTokenizer(model)
+
+
+def start(config: ConfigDict, workdir: Path) -> Run:
+    """Everything up to the first step.
+
+    Raises:
+      UserError: a config or work directory that cannot work.
+    """
+    phases = make_schedule(config)
+    mesh = make_mesh(**config.mesh)
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    for phase in phases:
+        if phase.config["batch_size"] % devices:
+            raise UserError(
+                f"config.phases.{phase.name}.batch_size={phase.config['batch_size']} does not "
+                f"divide over {devices} devices (data x fsdp); use a multiple of {devices}"
+            )
+    _check_sizes(config)
+    claim_workdir(config, workdir)
+    data_dir, text = prepare(config, workdir)
+    modules = lavit.build_modules(lavit_config(config.model.to_dict(), text.vocab_size))
+    return Run(config, workdir, data_dir, text, modules, mesh, phases)
+
+
+def _check_sizes(config: ConfigDict) -> None:
+    """Builds the typed sizes once before any work, so that wrong ones fail at start."""
+    try:
+        sizes = lavit_config(config.model.to_dict(), config.data.text_vocab_size)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"config.{error}") from error
+    if config.data.row_length > sizes.llm.max_length:
+        raise UserError(
+            f"config.data.row_length={config.data.row_length} is longer than "
+            f"config.model.llm.max_length={sizes.llm.max_length}"
+        )
+
+
+def abstract_state(
+    modules: Modules, phases: tuple[Phase, ...], mesh: Mesh, seed: int, step: int
+) -> state.TrainState:
+    """Shapes and shardings of the state that a checkpoint at `step` holds."""
+    phase = phase_at(phases, step)
+    tx = make_optimizer(phase.config["optimizer"], phase.steps)
+    shapes = jax.eval_shape(lambda: state.init_state(modules, phase.names, tx, phase.trained, seed))
+    shardings = state.state_shardings(modules, phase.names, tx, phase.trained, mesh)
+    return jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
+def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
+    """Trains every phase of the schedule; goes on from the newest checkpoint if there is one.
+
+    Raises:
+      UserError: a config or work directory that cannot work.
+    """
+    from lavit_jax.training.loop import fit
+
+    jax.config.update("jax_threefry_partitionable", True)
+    fit(start(config, Path(workdir)))

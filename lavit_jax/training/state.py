@@ -1,0 +1,114 @@
+"""The training state, how it is created sharded, and the step that every objective shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from lavit_jax.models import lavit, quantizer
+from lavit_jax.models.lavit import Modules
+from lavit_jax.models.quantizer import Codebook
+from lavit_jax.parallel import rules
+from lavit_jax.training.objectives import Batch, Objective
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a step changes.
+
+    Attributes:
+      step: global step, counted through all phases.
+      params: parameters by module name, trained or frozen.
+      codebook: codes and their EMA statistics.
+      opt_state: optimizer state of the phase's trained modules.
+      key: root PRNG key; every step folds its number into it.
+    """
+
+    step: Array
+    params: dict[str, Any]
+    codebook: Codebook
+    opt_state: Any
+    key: Array
+
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+
+
+def param_shardings(modules: Modules, names: tuple[str, ...], mesh: Mesh) -> dict[str, Any]:
+    """Shardings of the named modules' parameters."""
+    boxed = jax.eval_shape(lambda: lavit.init_params(modules, names, jax.random.key(0)))
+    return rules.param_shardings(boxed, mesh)
+
+
+def state_shardings(
+    modules: Modules,
+    names: tuple[str, ...],
+    tx: optax.GradientTransformation,
+    trained: tuple[str, ...],
+    mesh: Mesh,
+) -> Any:
+    """A `TrainState` of shardings: optimizer moments lie where their parameters lie."""
+    whole: Any = rules.replicated(mesh)
+    params = param_shardings(modules, names, mesh)
+    shapes = jax.eval_shape(
+        lambda: nn.meta.unbox(lavit.init_params(modules, trained, jax.random.key(0)))
+    )
+    opt_state = optax.tree_map_params(
+        tx,
+        lambda _, sharding: sharding,
+        jax.eval_shape(tx.init, shapes),
+        {name: params[name] for name in trained},
+        transform_non_params=lambda _: whole,
+    )
+    return TrainState(whole, params, Codebook(whole, whole), opt_state, whole)
+
+
+def init_state(
+    modules: Modules,
+    names: tuple[str, ...],
+    tx: optax.GradientTransformation,
+    trained: tuple[str, ...],
+    seed: int,
+) -> TrainState:
+    """A fresh state; a pure function of its arguments, to be jitted with `state_shardings`."""
+    root = jax.random.key(seed)
+    params = nn.meta.unbox(lavit.init_params(modules, names, jax.random.fold_in(root, 1)))
+    book = quantizer.random_codebook(modules.config.quantizer, jax.random.fold_in(root, 2))
+    opt_state = tx.init({name: params[name] for name in trained})
+    key = jax.random.key_data(jax.random.fold_in(root, 3))
+    return TrainState(jnp.zeros((), jnp.int32), params, book, opt_state, key)
+
+
+def make_step(
+    objective: Objective, tx: optax.GradientTransformation, trained: tuple[str, ...]
+) -> Step:
+    """`state, batch -> state, metrics` for one phase; pure, to be jitted.
+
+    Only the modules in `trained` get gradients. Metrics: "loss", "grad_norm" and the objective's.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        train = {name: state.params[name] for name in trained}
+
+        def loss_of(train: dict[str, Any]) -> tuple[Array, Any]:
+            return objective({**state.params, **train}, state.codebook, batch, key)
+
+        (loss, outcome), grads = jax.value_and_grad(loss_of, has_aux=True)(train)
+        updates, opt_state = tx.update(grads, state.opt_state, train)
+        params = {**state.params, **optax.apply_updates(train, updates)}
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), **outcome.metrics}
+        new = state.replace(  # type: ignore[attr-defined]
+            step=state.step + 1, params=params, codebook=outcome.codebook, opt_state=opt_state
+        )
+        return new, metrics
+
+    return step

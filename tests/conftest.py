@@ -1,0 +1,41 @@
+"""Tests run on the CPU, as eight virtual devices, and compile each program only once a session."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+import hypothesis
+import jaxtyping
+
+DEVICES = "--xla_force_host_platform_device_count"
+
+# All of this is read when jax is imported, here and in the processes that tests start.
+os.environ["JAX_PLATFORMS"] = "cpu"
+if DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    cache = tempfile.mkdtemp(prefix="lavit_jax_compiled_")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+# The first example of a test often compiles, and a run says the same as the last one.
+hypothesis.settings.register_profile("lavit", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("lavit")
+
+# Shapes and types of arrays are checked against their annotations wherever tests call.
+CHECKED = (
+    "lavit_jax.convert",
+    "lavit_jax.data.images",
+    "lavit_jax.data.layout",
+    "lavit_jax.data.packing",
+    "lavit_jax.data.pipeline",
+    "lavit_jax.evaluation",
+    "lavit_jax.inference",
+    "lavit_jax.parallel",
+    "lavit_jax.report",
+    "lavit_jax.training",
+)
+jaxtyping.install_import_hook(CHECKED, "shape_check.check")
