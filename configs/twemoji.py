@@ -26,16 +26,20 @@ def get_config(arg: str = "quick") -> ConfigDict:
     config.phases = {
         "encoder": {
             "objective": "contrastive",
-            "steps": int(900 * scale),
+            "steps": int(500 * scale),
             "batch_size": 96,
-            "modules": ("encoder", "text_tower", "contrastive"),
+            "modules": ("encoder", "text_tower", "contrastive", "pixel_head"),
+            "pixel_weight": 4.0,  # of the patches' linear readout, which keeps features local
+            # Against features that all lie along a few directions, in which place and detail
+            # are lost and every reconstruction seems good.
+            "alike_weight": 5.0,
             "optimizer": common.optimizer(1.5e-3, b2=0.95, weight_decay=0.05, warmup=50),
         },
-        "select": tokenizer_phase(int(500 * scale), quantize=False),
-        "quantize": tokenizer_phase(int(700 * scale), quantize=True),
+        "select": tokenizer_phase(int(300 * scale), quantize=False),
+        "quantize": tokenizer_phase(int(600 * scale), quantize=True),
         "unified": {
             "objective": "unified",
-            "steps": int(1000 * scale),
+            "steps": int(900 * scale),
             "batch_size": 8,  # rows of data.row_length tokens
             "modules": ("conditioner", "llm"),
             # SEED's values but for the learning rate, which suits a small model.
@@ -51,7 +55,7 @@ def tokenizer_phase(steps: int, *, quantize: bool) -> ConfigDict:
         {
             "objective": "tokenizer",
             "steps": steps,
-            "batch_size": 48,
+            "batch_size": 24,
             "modules": TOKENIZER_MODULES,
             "quantize": quantize,
             "selection": "sample",  # straight-through Gumbel; "greedy" with a frozen selector
@@ -61,7 +65,10 @@ def tokenizer_phase(steps: int, *, quantize: bool) -> ConfigDict:
             # greedy decisions keep the share that sampled ones were trained for.
             "entropy_weight": 0.1,
             "commitment": 1.0,  # borrowed (BEiT-2)
-            "pixel_weight": 1.0,  # of the one-pass pixel head, which never changes x_rec
+            "pixel_weight": 2.0,  # of the one-pass pixel head
+            # Share of the pixel head's gradient that goes on to the codes. The paper's tokenizer
+            # learns from features alone (0); so small a one learns sooner from pixels too (ours).
+            "pixel_gradient": 1.0,
             "optimizer": common.optimizer(1.5e-3, b2=0.99, weight_decay=0.05, warmup=50),
         }
     )

@@ -40,9 +40,17 @@ class Objective(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Contrastive:
-    """Stage zero: image and caption embeddings agree (sigmoid loss)."""
+    """Stage zero: image and caption embeddings agree (sigmoid loss), patch features are local.
+
+    Attributes:
+      modules: the model.
+      pixel_weight: of the pixel head's linear readout of every patch.
+      alike_weight: of `losses.alikeness`.
+    """
 
     modules: Modules
+    pixel_weight: float
+    alike_weight: float
 
     def __call__(
         self, params: Params, codebook: Codebook, batch: Batch, key: Array
@@ -50,12 +58,32 @@ class Contrastive:
         """Batch: images uint8 [B, H, W, 3], text int [B, S] (0 = padding), index int [B]."""
         m = self.modules
         pixels = lavit.normalize_images(batch["images"])
-        image = lavit.run(m, params, "encoder", pixels, method="embed")
+        x = lavit.run(m, params, "encoder", pixels, method="features_with_cls")
+        image = lavit.run(m, params, "encoder", x[:, 0], method="head")
         text = lavit.run(m, params, "text_tower", batch["text"])
         scale, bias = lavit.run(m, params, "contrastive")
         same = (batch["index"][:, None] == batch["index"][None, :]).astype(jnp.float32)
         loss, accuracy = losses.sigmoid_contrastive(image, text, same, scale, bias)
-        return loss, Outcome({"accuracy": accuracy, "scale": scale}, codebook)
+        readout = lavit.run(m, params, "pixel_head", x[:, 1:], method="readout")
+        pixel = _pixel_loss(readout, batch["images"])
+        alike = losses.alikeness(x[:, 1:])
+        loss = loss + self.pixel_weight * pixel + self.alike_weight * alike
+        metrics = {
+            "accuracy": accuracy,
+            "scale": scale,
+            "pixel_loss": pixel,
+            "alikeness": alike,
+        }
+        return loss, Outcome(metrics, codebook)
+
+
+def _slow_gradient(x: Array, share: float) -> Array:
+    """x itself, through which only a share of the gradient passes."""
+    return share * x + (1 - share) * jax.lax.stop_gradient(x)
+
+
+def _pixel_loss(pictures_BHWC: Array, images_BHWC: Array) -> Array:
+    return jnp.abs(pictures_BHWC - images_BHWC.astype(jnp.float32) / 255.0).mean()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +97,7 @@ class TokenizerPhase:
     entropy_weight: float
     commitment: float
     pixel_weight: float
+    pixel_gradient: float
     train_selector: bool
 
     def __post_init__(self) -> None:
@@ -102,8 +131,8 @@ class Tokenizer:
         x_rec = decode(quantizer.straight_through(z, nearest) if phase.quantize else z)
         cosine = losses.cosine_distance(x, x_rec)
         share = losses.share_penalty(decided, phase.kept_share)
-        pictures = lavit.paint(m, params, jax.lax.stop_gradient(x_rec))
-        pixel = jnp.abs(pictures - batch["images"].astype(jnp.float32) / 255.0).mean()
+        pictures = lavit.paint(m, params, _slow_gradient(x_rec, phase.pixel_gradient))
+        pixel = _pixel_loss(pictures, batch["images"])
         loss = cosine + phase.pixel_weight * pixel
         if phase.train_selector:
             entropy = selector.keep_entropy(log_probs)
@@ -225,7 +254,7 @@ class Unified:
 
 # Modules whose parameters each objective reads, trained or not.
 READS: dict[str, tuple[str, ...]] = {
-    "contrastive": ("encoder", "text_tower", "contrastive"),
+    "contrastive": ("encoder", "text_tower", "contrastive", "pixel_head"),
     "tokenizer": ("encoder", "selector", "merger", "quantizer", "decoder", "pixel_head"),
     "unified": (
         "encoder",
@@ -248,7 +277,7 @@ def make_objective(modules: Modules, phase: Mapping[str, Any]) -> Objective:
     """
     kind = phase["objective"]
     if kind == "contrastive":
-        return Contrastive(modules)
+        return Contrastive(modules, phase["pixel_weight"], phase["alike_weight"])
     if kind == "unified":
         return Unified(modules)
     if kind == "tokenizer":
@@ -262,6 +291,7 @@ def make_objective(modules: Modules, phase: Mapping[str, Any]) -> Objective:
                 "entropy_weight",
                 "commitment",
                 "pixel_weight",
+                "pixel_gradient",
             )
         }
         trained = "selector" in phase["modules"]
