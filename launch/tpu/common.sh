@@ -100,8 +100,9 @@ parse() {
   done
 }
 
-# check_place: --name, --zone and --project, which every script has, and gcloud itself.
+# check_place [TOOL LINK]: --name, --zone and --project, which every script has, and what it calls.
 check_place() {
+  local tool=${1:-gcloud} link=${2:-https://cloud.google.com/sdk/docs/install}
   [ -n "$opt_name" ] || fail "--name NAME is needed (or LAVIT_TPU_NAME)"
   [ -n "$opt_zone" ] || fail "--zone ZONE is needed (or LAVIT_TPU_ZONE), e.g. us-east5-a"
   matches "$opt_name" '[a-z]([-a-z0-9]{0,46}[a-z0-9])?' ||
@@ -110,8 +111,8 @@ check_place() {
     fail "--zone: expected a zone such as us-east5-a, got '$opt_zone'"
   where=("--zone=$opt_zone" "--quiet")
   [ -z "$opt_project" ] || where+=("--project=$opt_project")
-  [ -n "$opt_dry_run" ] || command -v gcloud >/dev/null ||
-    fail "gcloud was not found; install it: https://cloud.google.com/sdk/docs/install"
+  [ -n "$opt_dry_run" ] || command -v "$tool" >/dev/null ||
+    fail "$tool was not found; install it: $link"
 }
 
 matches() {

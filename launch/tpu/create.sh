@@ -51,4 +51,4 @@ while look; do
   esac
   sleep "$opt_poll"
 done
-say "$opt_name: $state"
+[ -n "$opt_dry_run" ] || say "$opt_name: $state"

@@ -14,8 +14,9 @@ case ${1:-} in
     ;;
 esac
 
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 # shellcheck source=launch/tpu/supervise.sh
-. "$(dirname "${BASH_SOURCE[0]}")/supervise.sh"
+. launch/tpu/supervise.sh
 
 tpu_environment python3
 supervise lavit "$@"

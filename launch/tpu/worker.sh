@@ -26,7 +26,9 @@ fail() {
 # running: whether the process that `start` began is alive; after a reboot another may have its number.
 running() {
   local pid
-  pid=$(cat "$state/pid" 2>/dev/null) && kill -0 "$pid" 2>/dev/null &&
+  pid=$(cat "$state/pid" 2>/dev/null) || return
+  case $pid in '' | 0 | 1 | *[!0-9]*) return 1 ;; esac # kill would reach others
+  kill -0 "$pid" 2>/dev/null &&
     tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q 'worker\.sh run '
 }
 
