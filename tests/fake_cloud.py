@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,25 @@ while :; do /bin/sleep 0.02; done
 """
 
 
+# All that the scripts may use; a real `gcloud` of whoever runs the tests must be out of reach.
+TOOLS = (
+    *(
+        "basename",
+        "bash",
+        "cat",
+        "cp",
+        "date",
+        "dirname",
+        "env",
+        "grep",
+        "hostname",
+        "kill",
+        "mkdir",
+    ),
+    *("mktemp", "mv", "nohup", "rm", "sed", "setsid", "sh", "tail", "tar", "gzip", "touch", "tr"),
+)
+
+
 class Cloud:
     """The fake cloud, and the scripts called with it."""
 
@@ -49,6 +69,10 @@ class Cloud:
         self.folder = folder
         self.bin = folder / "bin"
         self.bin.mkdir(parents=True)
+        for tool in TOOLS:
+            found = shutil.which(tool, path="/usr/bin:/bin")
+            if found:
+                (self.bin / tool).symlink_to(found)
         fake = Path(__file__).with_name("fake_gcloud.py")
         self.program("gcloud", f'#!/bin/sh\nexec "{sys.executable}" -S -E "{fake}" "$@"\n')
         self.program("xpk", '#!/bin/sh\nprintf "%s\\n" "$@" >"$FAKE_CLOUD/xpk"\n')
@@ -60,6 +84,7 @@ class Cloud:
         (folder / "calls").touch()
 
     def program(self, name: str, text: str) -> None:
+        (self.bin / name).unlink(missing_ok=True)  # a link would be written through
         (self.bin / name).write_text(text)
         (self.bin / name).chmod(0o755)
 
@@ -84,14 +109,14 @@ class Cloud:
         """Runs launch/SCRIPT; `machines` is slices and machines of each."""
         nodes, workers = machines
         return subprocess.run(
-            ["bash", str(REPO / "launch" / script), *args],
+            [str(self.bin / "bash"), str(REPO / "launch" / script), *args],
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=300,
             cwd=self.folder,
             env={
-                "PATH": f"{self.bin}:/usr/bin:/bin",
+                "PATH": str(self.bin),
                 "HOME": str(self.folder),
                 "PYTHON": "python3",
                 "FAKE_CLOUD": str(self.folder),

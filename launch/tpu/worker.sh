@@ -29,7 +29,7 @@ running() {
   pid=$(cat "$state/pid" 2>/dev/null) || return
   case $pid in '' | 0 | 1 | *[!0-9]*) return 1 ;; esac # kill would reach others
   kill -0 "$pid" 2>/dev/null &&
-    tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q 'worker\.sh run '
+    tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "$home/launch/tpu/worker.sh run "
 }
 
 setup() {

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from fake_cloud import Cloud
 from fake_gcloud import end_run
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+
 from fake_cloud import REPO, Cloud, commands
 from fake_gcloud import end_run
 
@@ -37,7 +38,7 @@ def verbs(calls: list[list[str]]) -> list[str]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.02)
@@ -171,7 +172,7 @@ def test_setup_refuses_while_training_runs(cloud):
 
 def test_start_hands_every_argument_over_as_it_was(cloud):
     set_up(cloud, machines=(1, 2))
-    odd = "--config.name=it's \"a $HOME\" & `name`;\\"
+    odd = '--config.name=it\'s "a $HOME" & `name`;\\'
     done = cloud.run("tpu/start.sh", *PLACE, *TRAIN, "--", odd, "--config.seed=1", machines=(1, 2))
     assert done.returncode == 0
     for worker in range(2):
