@@ -44,21 +44,9 @@ while :; do /bin/sleep 0.02; done
 
 
 # All that the scripts may use; a real `gcloud` of whoever runs the tests must be out of reach.
-TOOLS = (
-    *(
-        "basename",
-        "bash",
-        "cat",
-        "cp",
-        "date",
-        "dirname",
-        "env",
-        "grep",
-        "hostname",
-        "kill",
-        "mkdir",
-    ),
-    *("mktemp", "mv", "nohup", "rm", "sed", "setsid", "sh", "tail", "tar", "gzip", "touch", "tr"),
+TOOLS = tuple(
+    "basename bash cat cp date dirname env grep gzip hostname kill mkdir mktemp mv nohup rm sed "
+    "setsid sh tail tar touch tr".split()
 )
 
 

@@ -1,9 +1,9 @@
 """A `gcloud` that writes down how it was called and plays a Cloud TPU in a folder.
 
-Its folder ($FAKE_CLOUD) holds `states` (one line for each `describe`, the last one stays: ABSENT, or
-BROKEN for an error of its own), `calls` (JSON, written), and a home directory for each machine,
-`node0-worker0` and so on. Commands over ssh really run, with such a home; when the machines are taken
-away (SUSPENDED), so are their homes and what runs in them.
+Its folder ($FAKE_CLOUD) holds `states` (one line for each `describe`, the last one stays: ABSENT,
+or BROKEN for an error of its own), `calls` (JSON, written), and a home directory for each machine,
+`node0-worker0` and so on. Commands over ssh really run, with such a home; when the machines are
+taken away (SUSPENDED), so are their homes and what runs in them.
 """
 
 import json
@@ -86,7 +86,10 @@ def main(args: list[str]) -> int:
     if verb == "ssh":
         codes = [
             subprocess.run(
-                ["bash", "-c", given["command"]], cwd=home, env={**os.environ, "HOME": str(home)}
+                ["bash", "-c", given["command"]],
+                cwd=home,
+                env={**os.environ, "HOME": str(home)},
+                check=False,
             ).returncode
             for home in machines(given)
         ]

@@ -4,7 +4,10 @@
     python -m lavit_jax.parallel.xla_flags --why   each with its reason
 
 The launch scripts put the line into LIBTPU_INIT_ARGS unless the user has set that variable. libtpu
-reads it once, when it is loaded, so it has to be set before Python starts.
+reads it once, when it is loaded, so it has to be set before Python starts; it ends the process at a
+flag it does not know (libtpu 0.0.42 takes all of these). Some are its defaults already: named here,
+they stay when a default changes. Flags that change numbers, such as faster random bits that differ
+from mesh to mesh, are left out on purpose.
 """
 
 from __future__ import annotations
