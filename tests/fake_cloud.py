@@ -44,9 +44,9 @@ while :; do /bin/sleep 0.02; done
 
 
 # All that the scripts may use; a real `gcloud` of whoever runs the tests must be out of reach.
-TOOLS = tuple(
+TOOLS = (
     "basename bash cat cp date dirname env grep gzip hostname kill mkdir mktemp mv nohup rm sed "
-    "setsid sh tail tar touch tr".split()
+    "setsid sh tail tar touch tr"
 )
 
 
@@ -57,7 +57,7 @@ class Cloud:
         self.folder = folder
         self.bin = folder / "bin"
         self.bin.mkdir(parents=True)
-        for tool in TOOLS:
+        for tool in TOOLS.split():
             found = shutil.which(tool, path="/usr/bin:/bin")
             if found:
                 (self.bin / tool).symlink_to(found)
