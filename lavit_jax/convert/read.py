@@ -23,6 +23,8 @@ FLOATS = ("float32", "float16", "bfloat16", "float64")
 WRAPPERS = ("state_dict", "model", "module")
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 TORCH_INDEX = "pytorch_model.bin.index.json"
+DIFFUSION_STEM = "diffusion_pytorch_model"
+BARE = "tensor"  # what a torch file's only tensor is called, which has no name there
 _SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 # What torch says of a pickle that holds more than tensors; its advice how to run it is left out.
 _REFUSAL = re.compile(
@@ -73,19 +75,37 @@ def open_file(path: Path) -> Tensors:
 
 
 def open_folder(folder: Path) -> Tensors:
-    """Opens the weights of a language model: single or sharded, safetensors before torch."""
+    """Opens the weights of a language model: single or sharded, safetensors before torch.
+
+    `visual_weight.*` beside them is another module's.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
     for index in (SAFETENSORS_INDEX, TORCH_INDEX):
         if (folder / index).is_file():
             return Shards.from_index(folder / index)
     for pattern in ("*.safetensors", "pytorch_model*.bin"):
-        files = sorted(folder.glob(pattern))
+        files = sorted(f for f in folder.glob(pattern) if not f.stem.startswith("visual_weight"))
         if len(files) == 1:
             return open_file(files[0])
         if files:
             return Shards.from_files(folder, files)
     raise FileNotFoundError(f"{folder}: no *.safetensors and no pytorch_model*.bin in it")
+
+
+def open_diffusion(folder: Path) -> Tensors:
+    """Opens the weights of a U-Net or an autoencoder: single or sharded, safetensors before torch.
+
+    Variants in half precision beside them (`*.fp16.*`) are not looked at.
+    """
+    for suffix in ("safetensors", "bin"):
+        path = folder / f"{DIFFUSION_STEM}.{suffix}"
+        index = folder / f"{path.name}.index.json"
+        if index.is_file():
+            return Shards.from_index(index)
+        if path.is_file():
+            return open_file(path)
+    raise FileNotFoundError(f"{folder}: no {DIFFUSION_STEM}.safetensors or .bin in it")
 
 
 class SafetensorsFile:
@@ -129,7 +149,7 @@ class TorchFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._tensors = _named_tensors(path, load_torch(path))
+        self._tensors = self._content(load_torch(path))
         self._infos = {
             name: Info(tuple(t.shape), str(t.dtype).removeprefix("torch."), path)
             for name, t in self._tensors.items()
@@ -141,6 +161,18 @@ class TorchFile:
 
     def read(self, name: str) -> np.ndarray:
         return to_numpy(self._tensors[name])
+
+    def _content(self, content: Any) -> dict[str, Any]:
+        return _named_tensors(self.path, content)
+
+
+class BareTorchFile(TorchFile):
+    """A torch file of one tensor without a name; it is called `BARE`."""
+
+    def _content(self, content: Any) -> dict[str, Any]:
+        if not hasattr(content, "untyped_storage"):
+            raise UserError(f"{self.path}: holds a {type(content).__name__}, expected one tensor")
+        return {BARE: content}
 
 
 def load_torch(path: Path) -> Any:
