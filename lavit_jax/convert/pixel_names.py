@@ -44,3 +44,8 @@ def table(component: str, infos: Mapping[str, Info]) -> Table:
         Entry(name, (f"{component}/{name.replace('.', '/')}",), forms.same(*info.shape))
         for name, info in infos.items()
     )
+
+
+def part_of(component: str) -> str:
+    """The part that a component belongs to."""
+    return next(part for part, prefix in _PREFIX.items() if component.startswith(prefix))

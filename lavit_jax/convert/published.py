@@ -13,7 +13,7 @@ import numpy as np
 from lavit_jax.convert import forms, infer, names, pixel_names, read
 from lavit_jax.convert.forms import Table
 from lavit_jax.convert.infer import Conditions, Sizes
-from lavit_jax.convert.read import Tensors
+from lavit_jax.convert.read import Named, Tensors
 from lavit_jax.data.text import TextTokenizer
 from lavit_jax.errors import UserError
 from lavit_jax.models.config import LavitConfig
@@ -210,7 +210,7 @@ def _pieces(folder: Path) -> int | None:
     return TextTokenizer(path).vocab_size if path.is_file() else None
 
 
-def tables(sources: Mapping[str, Tensors], sizes: Sizes) -> dict[str, Table]:
+def tables(sources: Mapping[str, Named], sizes: Sizes) -> dict[str, Table]:
     """The table of every component."""
     config, conditions = sizes.config, sizes.conditions
     made: dict[str, Table] = {}

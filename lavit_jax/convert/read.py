@@ -25,7 +25,18 @@ SAFETENSORS_INDEX = "model.safetensors.index.json"
 TORCH_INDEX = "pytorch_model.bin.index.json"
 DIFFUSION_STEM = "diffusion_pytorch_model"
 BARE = "tensor"  # what a torch file's only tensor is called, which has no name there
-_SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+SAFETENSORS_DTYPES = {
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F64": "float64",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
 # What torch says of a pickle that holds more than tensors; its advice how to run it is left out.
 _REFUSAL = re.compile(
     r"[Uu]nsupported (?:operand|class|GLOBAL|global: GLOBAL) \S+|(?:Can only|Only) [^\n.]+"
@@ -40,15 +51,19 @@ class Info(NamedTuple):
     file: Path
 
 
-class Tensors(Protocol):
-    """Named tensors of one file or of several shards."""
-
-    path: Path
+class Named(Protocol):
+    """Tensors of which names, shapes and dtypes are known."""
 
     @property
     def infos(self) -> dict[str, Info]:
         """Shape and dtype of every tensor, in the order in which they are best read."""
         ...
+
+
+class Tensors(Named, Protocol):
+    """Named tensors of one file or of several shards."""
+
+    path: Path
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, in the dtype of the file (bfloat16 as ml_dtypes has it)."""
@@ -137,7 +152,7 @@ class SafetensorsFile:
 
 
 def _dtype_name(safetensors_dtype: str) -> str:
-    return _SAFETENSORS_DTYPES.get(safetensors_dtype, safetensors_dtype)
+    return SAFETENSORS_DTYPES.get(safetensors_dtype, safetensors_dtype)
 
 
 def _first_line(error: BaseException) -> str:
