@@ -1,9 +1,9 @@
 """A published checkpoint to ours, tensor by tensor.
 
-    DST/model.json          sizes, and what the source was like
-    DST/params/             the parameters, an orbax checkpoint
-    DST/source/             other files of the source, as they were
-    DST/left.safetensors    tensors of the source that are no parameters of ours
+DST/model.json          sizes, and what the source was like
+DST/params/             the parameters, an orbax checkpoint
+DST/source/             other files of the source, as they were
+DST/left.safetensors    tensors of the source that are no parameters of ours
 """
 
 from __future__ import annotations

@@ -98,7 +98,9 @@ def array_shardings(
     boxed = _boxed(sizes, {path.partition("/")[0] for path in arrays})
     known = {
         "/".join(key.key for key in path): sharding
-        for path, sharding in jax.tree_util.tree_leaves_with_path(rules.param_shardings(boxed, mesh))
+        for path, sharding in jax.tree_util.tree_leaves_with_path(
+            rules.param_shardings(boxed, mesh)
+        )
     }
     return {
         path: known.get(path) or rules.sharding_by_shape(array.shape, mesh)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lavit_jax.convert import infer, pixel_names, published, read
+from lavit_jax.convert import infer, pixel_parts, published, read
 from lavit_jax.convert.forms import Table
 from lavit_jax.convert.infer import Sizes
 from lavit_jax.convert.published import LANGUAGE, LLM_DIR, PARTS, PLAIN_LLM_DIR, VISUAL, Checked
@@ -14,7 +14,7 @@ from lavit_jax.convert.read import Tensors
 from lavit_jax.errors import UserError
 
 ALL = "all"
-ALL_PARTS = (*PARTS, *pixel_names.PARTS)
+ALL_PARTS = (*PARTS, *pixel_parts.PARTS)
 WEIGHTS = (".bin", ".safetensors", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
 # Beside a language model that is given as a file, not as a folder.
 LLM_FILES = (
@@ -99,7 +99,9 @@ def make_plan(
 
 def _open(src: Path, part: str, llm_dir: str) -> Source:
     if part not in (ALL, *ALL_PARTS):
-        raise UserError(f"--part {part!r} is unknown, expected one of {', '.join((ALL, *ALL_PARTS))}")
+        raise UserError(
+            f"--part {part!r} is unknown, expected one of {', '.join((ALL, *ALL_PARTS))}"
+        )
     if not src.exists():
         raise FileNotFoundError(f"{src}: no such file or folder")
     if src.is_file():
@@ -147,4 +149,4 @@ def part_of(component: str) -> str:
     """The part that a component belongs to."""
     if component in published.VISUAL_FILES:
         return VISUAL
-    return LANGUAGE if component in _LLM_COMPONENTS else pixel_names.part_of(component)
+    return LANGUAGE if component in _LLM_COMPONENTS else pixel_parts.part_of(component)

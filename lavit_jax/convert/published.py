@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from lavit_jax.convert import forms, infer, names, pixel_names, read
+from lavit_jax.convert import forms, infer, names, pixel_parts, read
 from lavit_jax.convert.forms import Table
 from lavit_jax.convert.infer import Conditions, Sizes
 from lavit_jax.convert.read import Named, Tensors
@@ -96,36 +96,31 @@ def open_sources(
       UserError: an unknown part, or a broken file.
     """
     parts = parts_of(directory, llm_dir) if parts is None else parts
-    known = (*PARTS, *pixel_names.PARTS)
+    known = (*PARTS, *pixel_parts.PARTS)
     unknown = sorted(set(parts) - set(known))
     if unknown:
         raise UserError(f"part {unknown[0]!r} is unknown, expected some of {', '.join(known)}")
     sources: dict[str, Tensors] = {}
     if VISUAL in parts:
         for component, (stem, needed) in VISUAL_FILES.items():
-            path = _weights(directory / VISUAL / stem)
+            path = read.weights(directory / VISUAL / stem)
             if needed or path.is_file():
                 sources[component] = read.open_file(path)
     if LANGUAGE in parts:
         sources |= open_language_model(directory / llm_dir)
-    for part in pixel_names.PARTS:
+    for part in pixel_parts.PARTS:
         if part in parts:
-            sources |= pixel_names.open_sources(directory, part)
+            sources |= pixel_parts.open_sources(directory, part)
     return sources
 
 
 def open_language_model(folder: Path) -> dict[str, Tensors]:
     """Opens a language model, and what it conditions on pictures with where that is there."""
     sources = {"llm": read.open_folder(folder)}
-    path = _weights(folder / "visual_weight")
+    path = read.weights(folder / "visual_weight")
     if path.is_file():
         sources["conditioner"] = read.open_file(path)
     return sources
-
-
-def _weights(stem: Path) -> Path:
-    safetensors = stem.with_suffix(".safetensors")
-    return safetensors if safetensors.is_file() else stem.with_suffix(".bin")
 
 
 def given_heads(directory: Path) -> int | None:
@@ -196,7 +191,7 @@ def infer_config(
 
 def _known_codes(directory: Path, stored: int | None, given: int | None) -> int | None:
     """K as the visual tokenizer has it, opened or beside what is, or as given."""
-    beside = _weights(directory / VISUAL / "tokenizer_encoder")
+    beside = read.weights(directory / VISUAL / "tokenizer_encoder")
     if stored is None and beside.is_file():
         stored = infer.quantizer(read.open_file(beside)).codes
     if stored is not None and given is not None and stored != given:
@@ -235,7 +230,7 @@ def tables(sources: Mapping[str, Named], sizes: Sizes) -> dict[str, Table]:
             case "llm":
                 made[component] = names.llama(config.llm, sizes.tied, sizes.text_only)
             case _:
-                made[component] = pixel_names.table(component, tensors.infos)
+                made[component] = pixel_parts.table(component, tensors.infos)
     return made
 
 

@@ -23,7 +23,7 @@ FLOATS = ("float32", "float16", "bfloat16", "float64")
 WRAPPERS = ("state_dict", "model", "module")
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 TORCH_INDEX = "pytorch_model.bin.index.json"
-DIFFUSION_STEM = "diffusion_pytorch_model"
+DIFFUSERS_STEM = "diffusion_pytorch_model"
 BARE = "tensor"  # what a torch file's only tensor is called, which has no name there
 SAFETENSORS_DTYPES = {
     "F32": "float32",
@@ -108,19 +108,20 @@ def open_folder(folder: Path) -> Tensors:
     raise FileNotFoundError(f"{folder}: no *.safetensors and no pytorch_model*.bin in it")
 
 
-def open_diffusion(folder: Path) -> Tensors:
-    """Opens the weights of a U-Net or an autoencoder: single or sharded, safetensors before torch.
+def weights(stem: Path) -> Path:
+    """`stem.safetensors` where there is one, else `stem.bin`, there or not."""
+    safetensors = stem.with_suffix(".safetensors")
+    return safetensors if safetensors.is_file() else stem.with_suffix(".bin")
 
-    Variants in half precision beside them (`*.fp16.*`) are not looked at.
-    """
-    for suffix in ("safetensors", "bin"):
-        path = folder / f"{DIFFUSION_STEM}.{suffix}"
-        index = folder / f"{path.name}.index.json"
+
+def open_model(folder: Path) -> Tensors:
+    """Opens the weights of a diffusers model: single or sharded, safetensors before torch."""
+    stem = folder / DIFFUSERS_STEM
+    for suffix in (".safetensors.index.json", ".bin.index.json"):
+        index = stem.with_suffix(suffix)
         if index.is_file():
             return Shards.from_index(index)
-        if path.is_file():
-            return open_file(path)
-    raise FileNotFoundError(f"{folder}: no {DIFFUSION_STEM}.safetensors or .bin in it")
+    return open_file(weights(stem))
 
 
 class SafetensorsFile:
@@ -182,12 +183,11 @@ class TorchFile:
 
 
 class BareTorchFile(TorchFile):
-    """A torch file of one tensor without a name; it is called `BARE`."""
+    """A torch file that may hold one tensor without a name; it is called `BARE`."""
 
     def _content(self, content: Any) -> dict[str, Any]:
-        if not hasattr(content, "untyped_storage"):
-            raise UserError(f"{self.path}: holds a {type(content).__name__}, expected one tensor")
-        return {BARE: content}
+        bare = hasattr(content, "untyped_storage")
+        return {BARE: content} if bare else super()._content(content)
 
 
 def load_torch(path: Path) -> Any:

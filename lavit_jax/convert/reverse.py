@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +20,9 @@ from lavit_jax.convert.convert import (
     copy_files,
     left_key,
 )
+from lavit_jax.convert.forms import Place
 from lavit_jax.convert.plan import ALL, ALL_PARTS, part_of
+from lavit_jax.convert.read import Info, Tensors
 from lavit_jax.convert.record import Record
 from lavit_jax.errors import UserError
 
@@ -61,26 +65,35 @@ def _write_components(
     done = []
     for component in components:
         places = forms.places(tables[component])
-
-        def read_one(name: str, component: str = component, places=places) -> np.ndarray:  # type: ignore[no-untyped-def]
-            if name in places:
-                return forms.tensor(name, places[name], tree)
-            assert left is not None
-            return left.read(left_key(component, name))
-
+        read_one = functools.partial(_tensor, component, places, tree, left)
         for file, infos in stored.sources[component].files().items():
-            if dtype is not None:
-                infos = {
-                    name: info._replace(dtype=dtype) if info.dtype in read.FLOATS else info
-                    for name, info in infos.items()
-                }
-            _write(made / file, infos, read_one)
+            _write(made / file, _as(dtype, infos), read_one)
             count = sum(int(np.prod(info.shape, dtype=np.int64)) for info in infos.values())
             done.append(Converted(component, file.as_posix(), len(infos), count))
     return done
 
 
-def _write(path: Path, infos: dict[str, read.Info], read_one: Callable[[str], np.ndarray]) -> None:
+def _tensor(
+    component: str, places: dict[str, Place], tree: Any, left: Tensors | None, name: str
+) -> np.ndarray:
+    """A tensor made of our parameters, or one of those that are none."""
+    if name in places:
+        return forms.tensor(name, places[name], tree)
+    assert left is not None
+    return left.read(left_key(component, name))
+
+
+def _as(dtype: str | None, infos: dict[str, Info]) -> dict[str, Info]:
+    """What is to be written; whole numbers keep their dtype."""
+    if dtype is None:
+        return infos
+    return {
+        name: info._replace(dtype=dtype) if info.dtype in read.FLOATS else info
+        for name, info in infos.items()
+    }
+
+
+def _write(path: Path, infos: dict[str, Info], read_one: Callable[[str], np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == SAFETENSORS:
         write.write_safetensors(path, infos, read_one)

@@ -1,8 +1,8 @@
 """Our parameters on disk, written and read a piece at a time.
 
-What is written is an orbax checkpoint (OCDBT) like any other. Orbax itself writes whole arrays only,
-and a stacked kernel of a 7B model is 6 GB: here orbax lays out the checkpoint with a number in each
-array's place, and the arrays then take these places block by block.
+What is written is an orbax checkpoint (OCDBT) like any other. Orbax itself writes whole arrays
+only, and a stacked kernel of a 7B model is 6 GB: here orbax lays out the checkpoint with a number
+in each array's place, and the arrays then take these places block by block.
 """
 
 from __future__ import annotations
