@@ -13,7 +13,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
 from lavit_jax.convert import record, store
-from lavit_jax.convert.convert import SOURCE
+from lavit_jax.convert.convert import FLOAT32, SOURCE
 from lavit_jax.convert.infer import Sizes
 from lavit_jax.convert.plan import ALL_PARTS
 from lavit_jax.convert.published import TEXT_MODEL, Extra, Published
@@ -46,7 +46,7 @@ def load_converted(
       mesh: where the parameters go (default: a mesh over all devices, each holding everything).
       parts: of "visual_tokenizer", "language_model", "pixel_decoding" and
         "highres_pixel_decoding" (default: those there).
-      dtype: of the parameters (default: as stored).
+      dtype: of the parameters (default: as stored); selector, quantizer and codebook stay float32.
 
     Returns:
       Sizes, parameters by module as jax arrays, codebook, and the rest.
@@ -64,7 +64,8 @@ def load_converted(
     codebook = None
     if "codebook" in params:
         codes = params.pop("codebook")["codes"]
-        codebook = Codebook(codes, jax.device_put(jnp.ones(len(codes)), rules.replicated(mesh)))
+        ones = jax.jit(lambda: jnp.ones(len(codes)), out_shardings=rules.replicated(mesh))
+        codebook = Codebook(codes, ones())
     ignored = (f"{c}: {name}" for c, names in stored.left.items() for name in names)
     extra = Extra(stored.sizes.conditions, tuple(ignored), tuple(stored.absent))
     return Published(stored.sizes.config, params, codebook, extra)
@@ -141,12 +142,13 @@ def _restore(
 ) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
-    def kind(array: store.ArrayInfo) -> Any:
-        return store.numpy_dtype(array.dtype) if dtype is None else jnp.dtype(dtype)
+    def kind(path: str) -> Any:
+        as_stored = dtype is None or path.partition("/")[0] in FLOAT32
+        return store.numpy_dtype(arrays[path].dtype) if as_stored else jnp.dtype(dtype)
 
     abstract = store.nested(
         {
-            path: jax.ShapeDtypeStruct(array.shape, kind(array), sharding=shardings[path])
+            path: jax.ShapeDtypeStruct(array.shape, kind(path), sharding=shardings[path])
             for path, array in arrays.items()
         }
     )

@@ -75,6 +75,9 @@ def test_parts_and_dtype_may_be_chosen(both):
     assert set(found.params) == {"llm", "conditioner"}
     assert found.codebook is None
     assert found.params["llm"]["embedding"].dtype == "bfloat16"
+    visual = load_converted(both[1], parts=["visual_tokenizer"], dtype="bfloat16")
+    assert visual.params["encoder"]["pos_embed"].dtype == "bfloat16"
+    assert visual.codebook is not None and visual.codebook.codes_KC.dtype == "float32"
     with pytest.raises(UserError, match="no pixel_decoding in it, only visual_tokenizer, lang"):
         load_converted(both[1], parts=["pixel_decoding"])
     with pytest.raises(UserError, match="part 'unet' is unknown"):
