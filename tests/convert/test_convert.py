@@ -13,9 +13,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import published_weights
+from lavit_jax.cli import convert as command
 from lavit_jax.cli.main import main
 from lavit_jax.convert import convert as conversion
-from lavit_jax.convert import record, store
+from lavit_jax.convert import plan, record, store
 from lavit_jax.convert.convert import convert
 from lavit_jax.convert.reverse import reverse
 from lavit_jax.errors import UserError
@@ -236,7 +237,7 @@ class TestPlain:
         reverse(tmp_path / "ours", tmp_path / "back")
         same_checkpoint(llama, tmp_path / "back")
 
-    def test_the_text_tokenizer_tells_whether_there_are_visual_rows(self, tmp_path, states):
+    def test_the_text_tokenizer_tells_whether_there_are_visual_rows(self, tmp_path):
         """The goldens' tokenizer has 400 pieces: 400 rows are text alone, 530 are not."""
         for name, rows in (("plain", 400), ("whole", 530)):
             shapes = dataclasses.replace(GROUPED, text_vocab=rows - 2 - GROUPED.codes)
@@ -391,6 +392,11 @@ def test_the_command_reports_every_tensor(tmp_path, states, capsys):
     assert main(back) == 0
     rows = json.loads(capsys.readouterr().out)["components"]
     assert sum(row["tensors"] for row in rows) == sum(map(len, changed.values()))
+
+
+def test_the_command_knows_every_part_and_dtype():
+    assert command.PARTS == (plan.ALL, *plan.ALL_PARTS)
+    assert command.DTYPES == conversion.DTYPES
 
 
 @pytest.mark.parametrize(
