@@ -395,7 +395,7 @@ def test_the_command_reports_every_tensor(tmp_path, states, capsys):
 
 
 def test_the_command_knows_every_part_and_dtype():
-    assert command.PARTS == (plan.ALL, *plan.ALL_PARTS)
+    assert (plan.ALL, *plan.ALL_PARTS) == command.PARTS
     assert command.DTYPES == conversion.DTYPES
 
 
