@@ -8,7 +8,7 @@ in each array's place, and the arrays then take these places block by block.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,24 +63,38 @@ class Writer:
             )
         specs = {path: _creation(directory, path, array) for path, array in arrays.items()}
         self._arrays = _open_all(specs)
+        self._chunks = {path: spec["metadata"]["chunks"] for path, spec in specs.items()}
         self._pending: list[Any] = []
         self._pending_bytes = 0
 
     def write(self, piece: Piece) -> None:
         """Starts writing a piece, converted to the dtype of its array."""
-        array = self._arrays[piece.path]
-        target = array if piece.block is None else array[piece.block]
-        value = np.asarray(piece.value, target.dtype.numpy_dtype)
-        self._pending.append(target.write(value))
-        self._pending_bytes += value.nbytes
-        if self._pending_bytes > PENDING_BYTES:
-            self.close()
+        array, chunk = self._arrays[piece.path], self._chunks[piece.path]
+        if piece.block is not None:
+            array, chunk = array[piece.block], chunk[1:]
+        for rows in slabs(piece.value.shape, chunk, array.dtype.numpy_dtype.itemsize):
+            value = np.asarray(piece.value[rows], array.dtype.numpy_dtype)
+            if self._pending_bytes + value.nbytes > PENDING_BYTES:
+                self.close()
+            self._pending.append(array[rows].write(value))
+            self._pending_bytes += value.nbytes
 
     def close(self) -> None:
         """Blocks until everything is on disk."""
         for write in self._pending:
             write.result()
         self._pending, self._pending_bytes = [], 0
+
+
+def slabs(shape: Shape, chunk: Sequence[int], itemsize: int) -> Iterator[Any]:
+    """Indices of slabs along the first axis: whole chunks, together `PENDING_BYTES` at most."""
+    if not shape:
+        yield ...
+        return
+    row_bytes = itemsize * math.prod(shape[1:])
+    rows = max(1, PENDING_BYTES // (row_bytes * chunk[0])) * chunk[0]
+    for start in range(0, shape[0], rows):
+        yield slice(start, min(start + rows, shape[0]))
 
 
 def _creation(directory: Path, path: str, array: ArrayInfo) -> dict[str, Any]:

@@ -17,13 +17,14 @@ ARRAYS = {
     "a/blocks/kernel": ArrayInfo((3, 2, 4), "bfloat16"),
     "a/bias": ArrayInfo((5,), "float32"),
     "b/zeros": ArrayInfo((2, 2), "float32"),
+    "b/scalar": ArrayInfo((), "float32"),
 }
 
 
 @pytest.fixture
 def values():
     rng = np.random.default_rng(0)
-    made = {path: rng.normal(size=a.shape).astype(np.float32) for path, a in ARRAYS.items()}
+    made = {path: np.float32(rng.normal(size=a.shape)) for path, a in ARRAYS.items()}
     return made | {"b/zeros": np.zeros((2, 2), np.float32)}
 
 
@@ -35,6 +36,7 @@ def written(request, tmp_path, values, monkeypatch):
         writer.write(Piece("a/blocks/kernel", block, values["a/blocks/kernel"][block]))
     writer.write(Piece("b/zeros", None, values["b/zeros"]))
     writer.write(Piece("a/bias", None, values["a/bias"]))
+    writer.write(Piece("b/scalar", None, np.asarray(values["b/scalar"])))
     writer.close()
     return tmp_path / "params"
 
@@ -45,6 +47,7 @@ def test_orbax_reads_what_was_written(written, values):
     np.testing.assert_array_equal(found["a"]["blocks"]["kernel"], kernel)
     np.testing.assert_array_equal(found["a"]["bias"], values["a/bias"])
     np.testing.assert_array_equal(found["b"]["zeros"], values["b/zeros"])
+    assert found["b"]["scalar"] == values["b/scalar"]
 
 
 def test_leaves_are_read_by_block_and_whole(written, values):
@@ -64,3 +67,18 @@ def test_chunks_are_small_and_never_span_blocks(shape, itemsize):
     assert all(1 <= part <= whole for part, whole in zip(chunk, shape, strict=True))
     if len(shape) > 2:
         assert chunk[0] == 1
+
+
+@given(
+    shape=st.lists(st.integers(1, 20000), min_size=1, max_size=3),
+    itemsize=st.sampled_from([2, 4]),
+)
+def test_slabs_are_whole_chunks_and_cover_everything_once(shape, itemsize):
+    chunk = store.chunks((1, *shape), itemsize)[1:] if len(shape) > 1 else [shape[0]]
+    found = list(store.slabs(tuple(shape), chunk, itemsize))
+    assert [s.start for s in found] == [0, *(s.stop for s in found[:-1])]
+    assert found[-1].stop == shape[0]
+    assert all(s.start % chunk[0] == 0 for s in found)
+    row_bytes = itemsize * math.prod(shape[1:])
+    for s in found:
+        assert (s.stop - s.start) * row_bytes <= max(store.PENDING_BYTES, chunk[0] * row_bytes)
