@@ -72,11 +72,11 @@ class Writer:
         array, chunk = self._arrays[piece.path], self._chunks[piece.path]
         if piece.block is not None:
             array, chunk = array[piece.block], chunk[1:]
-        for rows in slabs(piece.value.shape, chunk, array.dtype.numpy_dtype.itemsize):
-            value = np.asarray(piece.value[rows], array.dtype.numpy_dtype)
+        for part in slabs(piece.value.shape, chunk, array.dtype.numpy_dtype.itemsize):
+            value = np.asarray(piece.value[part], array.dtype.numpy_dtype)
             if self._pending_bytes + value.nbytes > PENDING_BYTES:
                 self.close()
-            self._pending.append(array[rows].write(value))
+            self._pending.append(array[part].write(value))
             self._pending_bytes += value.nbytes
 
     def close(self) -> None:
@@ -86,15 +86,17 @@ class Writer:
         self._pending, self._pending_bytes = [], 0
 
 
-def slabs(shape: Shape, chunk: Sequence[int], itemsize: int) -> Iterator[Any]:
-    """Indices of slabs along the first axis: whole chunks, together `PENDING_BYTES` at most."""
+def slabs(shape: Shape, chunk: Sequence[int], itemsize: int) -> Iterator[tuple[slice, ...]]:
+    """Indices of slabs along the axis with most chunks: whole chunks, `PENDING_BYTES` at most."""
     if not shape:
-        yield ...
+        yield ()
         return
-    row_bytes = itemsize * math.prod(shape[1:])
-    rows = max(1, PENDING_BYTES // (row_bytes * chunk[0])) * chunk[0]
-    for start in range(0, shape[0], rows):
-        yield slice(start, min(start + rows, shape[0]))
+    axis = max(range(len(shape)), key=lambda axis: -(-shape[axis] // chunk[axis]))
+    step_bytes = itemsize * math.prod(shape) * chunk[axis] // shape[axis]
+    step = max(1, PENDING_BYTES // step_bytes) * chunk[axis]
+    before = (slice(None),) * axis
+    for start in range(0, shape[axis], step):
+        yield (*before, slice(start, min(start + step, shape[axis])))
 
 
 def _creation(directory: Path, path: str, array: ArrayInfo) -> dict[str, Any]:
