@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lavit_jax.convert import record
 from lavit_jax.data import images as image_data
 from lavit_jax.data.layout import QUESTION, SpecialIds
 from lavit_jax.data.text import TextTokenizer
@@ -25,7 +26,7 @@ from lavit_jax.inference.generate import SamplingConfig
 from lavit_jax.inference.programs import banned_ids, programs
 from lavit_jax.inference.prompts import Features, Row
 from lavit_jax.models.config import LavitConfig
-from lavit_jax.models.lavit import Modules
+from lavit_jax.models.lavit import Modules, build_modules
 from lavit_jax.models.quantizer import Codebook
 
 Image = np.ndarray | str | os.PathLike[str]
@@ -64,17 +65,41 @@ class Lavit:
       config: sizes.
       modules: the Flax modules.
       params: their parameters by module.
-      codebook: the codes ids stand for.
-      text: the text tokenizer.
     """
 
     def __init__(
-        self, modules: Modules, params: dict[str, Any], codebook: Codebook, text: TextTokenizer
+        self,
+        modules: Modules,
+        params: dict[str, Any],
+        codebook: Codebook | None,
+        text: TextTokenizer | None,
     ) -> None:
         self.config: LavitConfig = modules.config
-        self.modules, self.params, self.codebook, self.text = modules, params, codebook, text
+        self.modules, self.params, self._codebook, self._text = modules, params, codebook, text
         self._programs = programs(modules)
         self._special = SpecialIds(modules.config.llm.text_vocab, modules.config.llm.codes)
+
+    @property
+    def codebook(self) -> Codebook:
+        """The codes ids stand for.
+
+        Raises:
+          UserError: the checkpoint came without a visual tokenizer.
+        """
+        if self._codebook is None:
+            raise UserError("this model has no codebook: its checkpoint has no visual tokenizer")
+        return self._codebook
+
+    @property
+    def text(self) -> TextTokenizer:
+        """The text tokenizer.
+
+        Raises:
+          UserError: the checkpoint came without one.
+        """
+        if self._text is None:
+            raise UserError("this model has no text tokenizer: its source had no tokenizer.model")
+        return self._text
 
     def tokenize(self, images: Sequence[Image]) -> list[VisualTokens]:
         """Turns pictures into visual ids.
@@ -232,7 +257,7 @@ class Lavit:
         self, images: Sequence[Image], after: Sequence[Sequence[int]], config: BeamConfig
     ) -> list[str]:
         """Text after each image and the ids that follow it."""
-        self._need("llm", "conditioner")
+        self._need("encoder", "selector", "conditioner", "llm")
         banned = banned_ids(self.modules, text=True)
         special = self._special
         said: list[str] = []
@@ -299,8 +324,8 @@ class Lavit:
         missing = [name for name in names if name not in self.params]
         if missing:
             raise UserError(
-                f"this model has no {missing[0]} yet: its training has not come to the phase "
-                "that makes it"
+                f"this model has no {missing[0]}: the checkpoint it was converted from has none, "
+                "or its training has not come to the phase that makes it"
             )
 
 
@@ -321,15 +346,28 @@ def _nonblank(text: str, what: str) -> str:
 
 
 def load(workdir: str | os.PathLike[str]) -> Lavit:
-    """Loads a training run's newest checkpoint.
+    """Loads a training run's newest checkpoint, or a converted one.
 
     Args:
-      workdir: the run's directory.
+      workdir: the run's directory, or one made by `lavit convert`.
 
     Raises:
-      UserError: no such run, or it has no readable checkpoint.
+      UserError: no such directory, or it has no readable checkpoint.
     """
+    if (Path(workdir) / record.FILE).is_file():
+        return _load_converted(Path(workdir))
     from lavit_jax.training.restore import restore
 
     found = restore(Path(workdir))
     return Lavit(found.modules, found.params, found.codebook, found.text)
+
+
+def _load_converted(directory: Path) -> Lavit:
+    """The parts of a converted checkpoint that inference uses."""
+    from lavit_jax.convert import load as converted
+    from lavit_jax.convert.published import PARTS
+
+    parts = [part for part in record.load(directory).parts if part in PARTS]
+    found = converted.load_converted(directory, parts=parts)
+    text = converted.text_tokenizer(directory)
+    return Lavit(build_modules(found.config), found.params, found.codebook, text)

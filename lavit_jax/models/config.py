@@ -292,6 +292,16 @@ class LavitConfig:
             }
         )
 
+    def computing_in(self, dtype: str) -> LavitConfig:
+        """The same parameters with another compute dtype."""
+        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return LavitConfig(
+            **{
+                name: dataclasses.replace(part, dtype=dtype) if hasattr(part, "dtype") else part
+                for name, part in parts.items()
+            }
+        )
+
     @property
     def max_kept(self) -> int:
         """L_max: the static length of gathered kept patches."""
