@@ -65,4 +65,4 @@ class Interruption:
         if not self.requested:
             self._signal = received
             # Not print: the signal may have come in the middle of one.
-            os.write(2, f"\n{self.name}: stopping after this step, Ctrl-C: at once\n".encode())
+            os.write(2, f"\n{self.name}: stopping after this step; Ctrl-C stops at once\n".encode())
