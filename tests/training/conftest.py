@@ -4,10 +4,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from lavit_jax.data import text, twemoji
-from lavit_jax.training.run import train
+from lavit_jax.models import lavit, quantizer
+from lavit_jax.training.objectives import READS
+from lavit_jax.training.run import Run, start, train
+from lavit_jax.training.state import TrainState
+from random_params import random_params
 from small_run import OVERRIDES
 from tiny import mini_config
 
@@ -34,3 +40,18 @@ def whole_run(new_workdir: Callable[[], Path]) -> Path:
     workdir = new_workdir()
     train(mini_config(*OVERRIDES), workdir)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def run(new_workdir: Callable[[], Path]) -> Run:
+    """A run that has not begun."""
+    return start(mini_config(*OVERRIDES), new_workdir())
+
+
+@pytest.fixture(scope="session")
+def state(run: Run) -> TrainState:
+    """Random parameters of everything the tokenizer phases read."""
+    names = READS["tokenizer"]
+    params = random_params(lambda key: lavit.init_params(run.modules, names, key))
+    book = quantizer.random_codebook(run.modules.config.quantizer, jax.random.key(1))
+    return TrainState(jnp.zeros((), jnp.int32), params, book, None, jax.random.PRNGKey(2))

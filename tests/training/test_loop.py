@@ -1,5 +1,6 @@
 """Runs that are stopped, killed or damaged, beside one that nothing disturbed."""
 
+import itertools
 import shutil
 import signal
 from collections.abc import Callable
@@ -77,7 +78,7 @@ def test_exit_status_tells_how_a_run_ended(disturbed):
 @pytest.mark.subprocess
 def test_a_stopped_run_says_where_it_saved_and_goes_on_there(disturbed):
     outputs = [output for _, output in disturbed[1]]
-    for stopped, resumed in zip(outputs[1:], outputs[2:]):
+    for stopped, resumed in itertools.pairwise(outputs[1:]):
         (saved,) = [line for line in stopped.splitlines() if line.startswith("saved at step")]
         assert f"going on from {saved.removeprefix('saved at ')}" in resumed.splitlines()
     assert "run the same command again to go on" in outputs[2]
