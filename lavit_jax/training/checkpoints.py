@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from lavit_jax.errors import UserError
@@ -73,15 +74,15 @@ class Checkpoints:
         """
         found = _newest_readable(self._manager, self.directory, abstract)
         damaged = [step for step in self.steps() if found is not None and step > found.step]
-        for step in damaged:
-            self._set_aside(step)
         if damaged:
+            if jax.process_index() == 0:
+                for step in damaged:
+                    self._set_aside(step)
+            multihost_utils.sync_global_devices("damaged checkpoints set aside")
             self._manager.reload()
         return found
 
     def _set_aside(self, step: int) -> None:
-        if jax.process_index() > 0:
-            return
         damaged = self.directory / str(step)
         names = [f"{step}.damaged", *(f"{step}.damaged-{count}" for count in range(2, 1000))]
         aside = next(p for p in map(self.directory.joinpath, names) if not p.exists())
@@ -136,8 +137,7 @@ def _newest_readable(
     manager: ocp.CheckpointManager, directory: Path, abstract: Abstract
 ) -> Saved | None:
     failed: set[int] = set()
-    # A run beside a reader may save a newer one and prune the one being read: look again.
-    while left := set(manager.all_steps(read=True)) - failed:
+    while left := set(manager.all_steps()) - failed:
         step = max(left)
         try:
             return _restore(manager, step, abstract)
@@ -145,6 +145,8 @@ def _newest_readable(
             failed.add(step)
             if (directory / str(step)).exists():
                 _tell(f"warning: checkpoint {directory / str(step)} is damaged ({_reason(error)})")
+            # A run beside a reader may have saved a newer one and pruned the one being read.
+            manager.reload()
     if failed:
         raise UserError(
             f"{directory}: none of the checkpoints {sorted(failed)} can be read; move the folder "

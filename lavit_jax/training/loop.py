@@ -38,7 +38,7 @@ def fit(run: Run) -> TrainState:
         keep=run.config.checkpoint.keep,
         milestones=tuple(phase.end for phase in run.phases),
     )
-    with contextlib.closing(checkpoints), Interruption() as interruption:
+    with Interruption() as interruption, contextlib.closing(checkpoints):
         found = checkpoints.restore_latest(
             lambda place: abstract_state(
                 run.modules, run.phases, run.mesh, run.config.seed, place["step"]
@@ -61,6 +61,8 @@ def fit(run: Run) -> TrainState:
                     assert found is not None
                     data.set_state(found.position["data"])
                 current = session.run_phase(phase, current, data)
+        checkpoints.wait()
+        interruption.stop_if_requested()
     assert current is not None
     return current
 
