@@ -68,7 +68,9 @@ def _check_sizes(config: ConfigDict) -> None:
     """Builds the typed sizes once, so that wrong ones fail at start."""
     try:
         sizes = lavit_config(config.model.to_dict(), config.data.text_vocab_size)
-    except (ValueError, TypeError) as error:
+    except KeyError as error:
+        raise UserError(f"config.model.{error.args[0]} is missing") from error
+    except ValueError as error:
         raise UserError(f"config.{error}") from error
     if config.data.row_length > sizes.llm.max_length:
         raise UserError(

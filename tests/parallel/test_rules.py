@@ -36,9 +36,9 @@ def test_parameters_without_axes_lie_whole_everywhere():
     assert sharding.is_fully_replicated
 
 
-def test_every_parameter_of_every_module_has_a_sharding_that_fits():
+def test_parameters_of_real_modules_have_shardings_that_fit():
     mesh = make_mesh(fsdp=2, tensor=2)
-    names = tuple(name for name in vars(tiny_modules()) if name != "config")
+    names = ("encoder", "quantizer", "llm")
     params = jax.eval_shape(lambda: lavit.init_params(tiny_modules(), names, jax.random.key(0)))
     shardings = rules.param_shardings(params, mesh)
     shapes = nn.meta.unbox(params)

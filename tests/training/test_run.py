@@ -80,7 +80,8 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         ("checkpoint.keep=0", r"checkpoint\.keep"),
         ("log.sample_every=0", r"log\.sample_every"),
         ("mesh.data=3", "mesh"),
-        ("model.encoder.heads=5", r"config\.model"),
+        ("model.encoder.heads=5", r"config\.model\.encoder: .*heads must divide width"),
+        ("model.llm.heads=0", r"config\.model\.llm: "),
     ],
 )
 def test_a_config_that_cannot_work_is_refused_before_anything_is_written(tmp_path, override, says):
@@ -90,7 +91,15 @@ def test_a_config_that_cannot_work_is_refused_before_anything_is_written(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "field", ["log", "seed", "checkpoint.every", "phases.select.steps", "phases.select.quantize"]
+    "field",
+    [
+        "log",
+        "seed",
+        "model.decoder",
+        "checkpoint.every",
+        "phases.select.steps",
+        "phases.select.quantize",
+    ],
 )
 def test_a_missing_field_is_named(field):
     config = mini_config()
