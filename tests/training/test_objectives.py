@@ -79,14 +79,12 @@ def outcome(name):
     phase = PHASES[name]
     objective = objectives.make_objective(M, phase)
 
-    @jax.jit
-    def run(train, batch):
-        return jax.value_and_grad(
-            lambda train: objective({**params(), **train}, codebook(), batch, KEY), has_aux=True
-        )(train)
+    def loss_of(train, frozen, book, batch):
+        return objective({**frozen, **train}, book, batch, KEY)
 
-    everything = {module: params()[module] for module in READS[phase.objective]}
-    (loss, found), grads = run(everything, BATCHES[phase.objective]())
+    read = {module: params()[module] for module in READS[phase.objective]}
+    run = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
+    (loss, found), grads = run(read, params(), codebook(), BATCHES[phase.objective]())
     return loss, found, grads
 
 
