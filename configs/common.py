@@ -2,6 +2,22 @@
 
 from ml_collections import ConfigDict
 
+# Orders of `config.phases`. The paper's maintainer tells two (SPEC 6): "together" trains selector
+# and merger without quantization, then everything with it; "selector_first" the selector alone
+# without quantization, then the rest with it. The latter supposes a merger and a decoder that can
+# say what a patch is worth; from nothing, "reconstruct" makes them, on patches kept at random.
+SCHEDULES = {
+    "together": ("encoder", "select", "quantize", "unified"),
+    "selector_first": ("encoder", "reconstruct", "selector_alone", "quantize_rest", "unified"),
+}
+
+
+def schedule(order: str) -> tuple[str, ...]:
+    """The names of phases of one of `SCHEDULES`."""
+    if order not in SCHEDULES:
+        raise ValueError(f"the schedule must be one of {', '.join(SCHEDULES)}, got {order!r}")
+    return SCHEDULES[order]
+
 
 def optimizer(learning_rate: float, b2: float, weight_decay: float, warmup: int) -> ConfigDict:
     """AdamW with linear warm-up and cosine decay."""

@@ -316,7 +316,10 @@ def _make(cls: type[T], section: str, fields: Mapping[str, Any], **derived: Any)
     twice = sorted(set(fields) & set(derived))
     if twice:
         raise ValueError(f"model.{section}.{twice[0]} is derived from other fields; leave it out")
-    return cls(**fields, **derived)
+    try:
+        return cls(**fields, **derived)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"model.{section}: {error}") from error
 
 
 def lavit_config(model: Mapping[str, Any], text_vocab: int) -> LavitConfig:

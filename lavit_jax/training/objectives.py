@@ -22,6 +22,10 @@ from lavit_jax.training import losses
 Batch = Mapping[str, Array]
 Function = Callable[[Array], Array]
 
+# Straight-through Gumbel for a selector that learns, its likelier decision once it is frozen, and
+# any patches while there is no selector worth asking.
+SELECTIONS = ("sample", "greedy", "random")
+
 
 class Outcome(NamedTuple):
     """What a loss function returns beside the loss."""
@@ -101,8 +105,8 @@ class TokenizerPhase:
     train_selector: bool
 
     def __post_init__(self) -> None:
-        if self.selection not in ("sample", "greedy"):
-            raise ValueError(f"selection must be 'sample' or 'greedy', got {self.selection!r}")
+        if self.selection not in SELECTIONS:
+            raise ValueError(f"selection must be one of {SELECTIONS}, got {self.selection!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +124,7 @@ class Tokenizer:
         select_key, seed_key = jax.random.split(key)
         x = jax.lax.stop_gradient(lavit.encode_image(m, params, batch["images"]))
         log_probs = lavit.run(m, params, "selector", x)
-        decided = self._decide(log_probs, select_key)
-        scores = log_probs[..., selector.KEEP] - log_probs[..., selector.DROP]
+        decided, scores = self._decide(log_probs, select_key)
         keep = selector.limit_kept(decided, scores, m.config.max_kept)
         encode, decode, valid = self._forms(params, keep)
         z = quantizer.l2_normalize(lavit.run(m, params, "quantizer", encode(x)))
@@ -154,13 +157,16 @@ class Tokenizer:
             metrics |= {"commitment": commitment, **_code_metrics(m, new_codebook, codebook)}
         return loss, Outcome(metrics, new_codebook)
 
-    def _decide(self, log_probs_BN2: Array, key: Array) -> Array:
-        """Keep decisions; they carry gradient only where the selector learns."""
+    def _decide(self, log_probs_BN2: Array, key: Array) -> tuple[Array, Array]:
+        """Keep decisions and what ranks them; with gradient only where the selector learns."""
+        scores = log_probs_BN2[..., selector.KEEP] - log_probs_BN2[..., selector.DROP]
+        if self.phase.selection == "random":
+            return selector.random_keep(key, scores.shape, self.phase.kept_share)
         if self.phase.selection == "sample":
             keep = selector.gumbel_keep(log_probs_BN2, key)
         else:
             keep = selector.greedy_keep(log_probs_BN2)
-        return keep if self.phase.train_selector else jax.lax.stop_gradient(keep)
+        return (keep if self.phase.train_selector else jax.lax.stop_gradient(keep)), scores
 
     def _forms(self, params: Params, keep_BN: Array) -> tuple[Function, Function, Array]:
         """Merger and decoder for these decisions, and which of their tokens are real.
