@@ -8,6 +8,8 @@ Legend: B rows, S prompt places, M new tokens, E llm width, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +24,7 @@ from lavit_jax.inference.beams import BeamConfig
 from lavit_jax.inference.decoding import Prompt
 from lavit_jax.inference.generate import PAD, SamplingConfig
 from lavit_jax.inference.programs import banned_ids
+from lavit_jax.models.llama import Llama
 
 GREEDY = SamplingConfig(max_new=12, min_new=2)
 CAPTION = BeamConfig(beams=2, max_new=12, min_new=4)
@@ -68,34 +71,51 @@ def check_drawing(model: Model, ref: Reference) -> Iterator[Result]:
     keys_B = jax.random.split(jax.random.key(0), rows)
     expected_BM = ref.arrays["t2i_greedy_ids"]
 
-    def embedded(params: Any, ids: jax.Array) -> Prompt:
-        embeds = llm.apply({"params": params}, ids, method="embed")
-        return Prompt(embeds, jnp.ones(ids.shape, bool))
-
     @jax.jit
     def drawn(params: Any) -> jax.Array:
-        prompt, other = embedded(params, ids_BS), embedded(params, start_B1)
+        prompt, other = (_embedded(llm, params, ids) for ids in (ids_BS, start_B1))
         return generate.generate(
             llm, params, prompt, DRAWING, banned, stop_B, keys_B, unconditional=other
         ).ids_BM
 
-    @jax.jit
-    def scored(params: Any) -> jax.Array:
-        """Follows the published ids, whatever ours would be."""
-        both = decoding.stack(embedded(params, ids_BS), embedded(params, start_B1))
-        logits_RV, context = decoding.prefill(llm, params, both, expected_BM.shape[1])
+    yield Result("t2i_greedy_ids", _like(drawn(params), expected_BM))
+    if ref.has("t2i_scores"):
+        yield Result("t2i_scores", _guided_scores(model, ids_BS, start_B1, expected_BM))
+
+
+def _guided_scores(
+    model: Model, ids_BS: jax.Array, start_B1: jax.Array, follow_BM: np.ndarray
+) -> np.ndarray:
+    """Scores before each of the ids to follow, whatever ours would be, in float64.
+
+    Guidance multiplies rounding by up to 2 s - 1. The published scores carry theirs; ours, added
+    to it, would hide a difference as large as the tolerance.
+    """
+    sizes = dataclasses.replace(model.modules.config.llm, dtype="float64")
+    llm, banned = Llama(sizes), np.asarray(banned_ids(model.modules, text=False))
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), model.params["llm"])
+        stop_B = jnp.full(len(follow_BM), sizes.image_end)
+
+        @jax.jit
+        def begin(params: Any, ids: jax.Array, start: jax.Array) -> Any:
+            both = decoding.stack(_embedded(llm, params, ids), _embedded(llm, params, start))
+            return decoding.prefill(llm, params, both, follow_BM.shape[1])
+
+        extend = jax.jit(functools.partial(decoding.extend, llm))
+        logits_RV, context = begin(params, np.asarray(ids_BS), np.asarray(start_B1))
         scores = []
-        for step, id_B in enumerate(expected_BM.T):
+        for step, id_B in enumerate(follow_BM.T):
             scores.append(
                 generate.next_scores(DRAWING, logits_RV, jnp.asarray(step), None, banned, stop_B)
             )
-            id_R = jnp.tile(jnp.asarray(id_B, jnp.int32), 2)
-            logits_RV, context = decoding.extend(llm, params, context, id_R)
-        return jnp.stack(scores, axis=1)
+            logits_RV, context = extend(params, context, jnp.tile(jnp.asarray(id_B), 2))
+        return np.stack([np.asarray(score) for score in scores], axis=1)
 
-    yield Result("t2i_greedy_ids", _like(drawn(params), expected_BM))
-    if ref.has("t2i_scores"):
-        yield Result("t2i_scores", scored(params))
+
+def _embedded(llm: Llama, params: Any, ids_BS: jax.Array) -> Prompt:
+    embeds = llm.apply({"params": params}, ids_BS, method="embed")
+    return Prompt(embeds, jnp.ones(ids_BS.shape, bool))
 
 
 def _like(ids_BM: jax.Array, expected_BM: np.ndarray) -> np.ndarray:

@@ -46,7 +46,8 @@ def attend(
     # matmuls, which every backend does fastest.
     q = _heads_first(q_BQHd * width**-0.5).reshape(batch, groups, -1, width)
     k, v = _heads_first(k_BKGd), _heads_first(v_BKGd)
-    logits = jnp.einsum("bgqd,bgkd->bgqk", q, k, preferred_element_type=jnp.float32)
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    logits = jnp.einsum("bgqd,bgkd->bgqk", q, k, preferred_element_type=wide)
     logits = logits.reshape(batch, heads, queries, keys)
     if bias_BQK is not None:
         logits = logits + bias_BQK[:, None]

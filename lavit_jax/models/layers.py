@@ -127,6 +127,11 @@ class LayerNorm(nn.Module):
         return norm(x).astype(x.dtype)
 
 
+def widened(x: Array) -> Array:
+    """In float32, or in float64 where that is what is computed in."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def gelu(x: Array) -> Array:
     """Exact (erf) GELU, as every part of LaVIT uses it."""
     return jax.nn.gelu(x, approximate=False)

@@ -39,7 +39,7 @@ def rotate(
     frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = positions_BS[..., None, None].astype(jnp.float32) * frequency
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    first, second = jnp.split(x_BSHd.astype(jnp.float32), 2, axis=-1)
+    first, second = jnp.split(layers.widened(x_BSHd), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x_BSHd.dtype)
 
@@ -54,7 +54,7 @@ class RMSNorm(nn.Module):
         scale = self.param(
             "scale", layers.with_axes(nn.initializers.ones_init(), "embed"), (x.shape[-1],)
         )
-        h = x.astype(jnp.float32)
+        h = layers.widened(x)
         h = h * jax.lax.rsqrt((h * h).mean(axis=-1, keepdims=True) + self.eps)
         return (h * scale).astype(x.dtype)
 
@@ -153,7 +153,7 @@ class Llama(nn.Module):
 
     def logits(self, hidden: Float[Array, "*S E"]) -> Float[Array, "*S V"]:
         """Scores over text ids, [IMG], [/IMG] and codes, float32."""
-        return self.lm_head(hidden).astype(jnp.float32)
+        return layers.widened(self.lm_head(hidden))
 
     def __call__(
         self,
