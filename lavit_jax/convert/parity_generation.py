@@ -92,9 +92,11 @@ def _guided_scores(
     to it, would hide a difference as large as the tolerance.
     """
     sizes = dataclasses.replace(model.modules.config.llm, dtype="float64")
-    llm, banned = Llama(sizes), np.asarray(banned_ids(model.modules, text=False))
+    llm, banned = Llama(sizes), banned_ids(model.modules, text=False)
     with jax.enable_x64(True):
-        params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), model.params["llm"])
+        params = jax.tree.map(
+            lambda x: jnp.asarray(np.asarray(x), jnp.float64), model.params["llm"]
+        )
         stop_B = jnp.full(len(follow_BM), sizes.image_end)
 
         @jax.jit
@@ -114,7 +116,7 @@ def _guided_scores(
 
 
 def _embedded(llm: Llama, params: Any, ids_BS: jax.Array) -> Prompt:
-    embeds = llm.apply({"params": params}, ids_BS, method="embed")
+    embeds = decoding.run(llm, params, ids_BS, method="embed")
     return Prompt(embeds, jnp.ones(ids_BS.shape, bool))
 
 

@@ -187,5 +187,7 @@ def _advance(
         sums_BW=sums_BW,
         ended=ended,
         done_B=state.done_B | full,
-        context=decoding.reorder_rows(state.context, source_R, places),
+        context=state.context
+        if beams == 1
+        else decoding.reorder_rows(state.context, source_R, places),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,8 +25,10 @@ from lavit_jax.inference import selection as selections
 from lavit_jax.inference.programs import programs
 from lavit_jax.inference.prompts import Features, Row
 from lavit_jax.inference.selection import Selection
+from lavit_jax.models import llama
 from lavit_jax.models.config import LavitConfig
 from lavit_jax.models.lavit import Modules
+from lavit_jax.models.llama import Llama
 from lavit_jax.models.quantizer import Codebook
 
 Image = np.ndarray | str | os.PathLike[str]
@@ -89,7 +92,7 @@ class Engine:
     Attributes:
       config: sizes.
       modules: the Flax modules.
-      params: their parameters by module.
+      params: their parameters by module; on a CPU the language model's layers are unstacked.
       codebook: the codes ids stand for.
       text: the text tokenizer.
       special: where ids lie.
@@ -100,6 +103,7 @@ class Engine:
         self, modules: Modules, params: dict[str, Any], codebook: Codebook, text: TextTokenizer
     ) -> None:
         self.config: LavitConfig = modules.config
+        modules, params = _for_decoding(modules, params)
         self.modules, self.params, self.codebook, self.text = modules, params, codebook, text
         self.programs = programs(modules)
         self.special = SpecialIds(modules.config.llm.text_vocab, modules.config.llm.codes)
@@ -113,7 +117,7 @@ class Engine:
                 "that makes it"
             )
 
-    def select(self, select: str | Selection) -> Selection:
+    def selection(self, select: str | Selection) -> Selection:
         """Reads a selection that this model can carry out."""
         return selections.within(selections.parse(select), self.config.max_kept)
 
@@ -122,9 +126,7 @@ class Engine:
         size = self.config.encoder.image_size
         return [image_data.resize(_array(image), size) for image in images]
 
-    def tokenize(
-        self, images: Sequence[Image], select: Selection, seed: int
-    ) -> list[VisualTokens]:
+    def tokens(self, images: Sequence[Image], select: Selection, seed: int) -> list[VisualTokens]:
         """Pictures to visual ids."""
         self.need("encoder", "selector", "merger", "quantizer")
         found = []
@@ -134,11 +136,13 @@ class Engine:
             found += [VisualTokens(ids[row, valid[row]], keep[row] > 0.5) for row in range(rows)]
         return found
 
-    def see(self, images: Sequence[Image], select: Selection, seed: int) -> SeenPictures:
-        """Pictures to condition features, at least one picture."""
+    def see(
+        self, images: Sequence[Image], select: Selection, seed: int, first: int = 0
+    ) -> SeenPictures:
+        """Pictures to condition features, at least one picture; the first's place is `first`."""
         self.need("encoder", "selector", "conditioner")
         features, kept = [], []
-        for rows, pixels, keys in self._batches(self.pixels(images), seed):
+        for rows, pixels, keys in self._batches(self.pixels(images), seed, first):
             seen = self.programs.see(self.params, pixels, select, keys)
             features.append(seen.features_BLE)
             kept += (np.asarray(seen.keep_BN)[:rows] > 0.5).sum(axis=1).tolist()
@@ -152,13 +156,15 @@ class Engine:
         Args:
           prompts: each a list of pictures, texts, and lists of ids.
           select: which patches of the pictures are kept.
-          seed: of sampled selections; a picture's place in its batch counts.
+          seed: of sampled selections, with a picture's place among all of them.
           new: tokens that will follow at most.
         """
+        before = 0
         for start in range(0, len(prompts), ROWS):
             part = prompts[start : start + ROWS]
-            images = [piece for row in part for piece in row if _is_image(piece)]
-            seen = self.see(images, select, seed + start) if images else None
+            images = [piece for row in part for piece in row if is_picture(piece)]
+            seen = self.see(images, select, seed, before) if images else None
+            before += len(images)
             yield self.lay_conditions(part, seen, range(len(images)), new)
 
     def lay_conditions(
@@ -176,7 +182,7 @@ class Engine:
             row: list[int | Features] = []
             mine: list[int] = []
             for piece in prompt:
-                if _is_image(piece):
+                if is_picture(piece):
                     assert seen is not None
                     image = next(upcoming)
                     row += [start, Features(len(mine), seen.kept[image]), end]
@@ -200,17 +206,32 @@ class Engine:
         return layout.lay(rows, height, self.config.patches, room)
 
     def _batches(
-        self, pixels: Sequence[np.ndarray], seed: int
+        self, pixels: Sequence[np.ndarray], seed: int, first: int = 0
     ) -> Iterator[tuple[int, np.ndarray, Array]]:
         """Stacks of pictures, each with how many of it are real, and a key for every picture."""
         for start in range(0, len(pixels), ROWS):
             part = list(pixels[start : start + ROWS])
             height = layout.bucket(len(part), ROWS)
             stacked = np.stack(part + [part[-1]] * (height - len(part)))
-            yield len(part), stacked, selections.keys(seed, start, height)
+            yield len(part), stacked, selections.keys(seed, first + start, height)
 
 
-def _is_image(piece: Any) -> bool:
+def _for_decoding(modules: Modules, params: dict[str, Any]) -> tuple[Modules, dict[str, Any]]:
+    """On a CPU, a language model whose layers are arrays of their own (`LlamaConfig.stacked`)."""
+    sizes = modules.llm.config
+    if jax.default_backend() != "cpu" or "llm" not in params or not sizes.stacked:
+        return modules, params
+    modules = dataclasses.replace(modules, llm=Llama(dataclasses.replace(sizes, stacked=False)))
+    return modules, params | {"llm": llama.unstacked(params["llm"])}
+
+
+def as_picture(image: Image) -> np.ndarray | os.PathLike[str]:
+    """An image as it stands in a prompt, where a str is words."""
+    return Path(image) if isinstance(image, str) else image
+
+
+def is_picture(piece: Any) -> bool:
+    """Whether a piece of a prompt is a picture."""
     return isinstance(piece, np.ndarray | os.PathLike)
 
 

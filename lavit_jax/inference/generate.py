@@ -34,7 +34,7 @@ class SamplingConfig:
       top_k: sample among the k likeliest ids; None is all.
       top_p: sample among the fewest ids of this probability together; None is all.
       repetition_penalty: divides scores of ids chosen before; None is 1.
-      guidance: s of `logits.guide`; None is no guidance.
+      guidance: s of `logits.guide`, of all rows or of each; None is no guidance.
     """
 
     max_new: int = flax.struct.field(pytree_node=False)
@@ -43,7 +43,7 @@ class SamplingConfig:
     top_k: int | None = flax.struct.field(pytree_node=False, default=None)
     top_p: float | Float[Array, ""] | None = None
     repetition_penalty: float | Float[Array, ""] | None = None
-    guidance: float | Float[Array, ""] | None = None
+    guidance: float | Float[Array, "*B"] | None = None
 
 
 class Generated(NamedTuple):
@@ -152,7 +152,7 @@ def next_scores(
     scores = logits_RV
     if config.guidance is not None:
         conditional, unconditional = jnp.split(logits_RV, 2)
-        scores = logits.guide(conditional, unconditional, config.guidance)
+        scores = logits.guide(conditional, unconditional, jnp.reshape(config.guidance, (-1, 1)))
     if config.repetition_penalty is not None and seen_BV is not None:
         scores = logits.penalize_repetition(scores, seen_BV, config.repetition_penalty)
     scores = logits.suppress(scores, banned_V)

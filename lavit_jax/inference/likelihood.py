@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lavit_jax.inference import decoding
 from lavit_jax.inference.decoding import Params, Prompt
 from lavit_jax.models import attention
 from lavit_jax.models.llama import Llama
@@ -33,8 +34,9 @@ def of_last(
       targets_R: how many of them count in each row: the last ones; 0 sums to 0.
     """
     mask_RS, most = sequence.mask_RS, ids_RM.shape[1]
-    hidden, _ = llm.apply(
-        {"params": params},
+    hidden, _ = decoding.run(
+        llm,
+        params,
         sequence.embeds_RSE,
         jnp.maximum(jnp.cumsum(mask_RS, axis=1) - 1, 0),
         attention.causal_segment_mask(mask_RS.astype(jnp.int32)),
@@ -44,7 +46,7 @@ def of_last(
 
     def log_prob(place: tuple[Array, Array]) -> Array:
         hidden_RE, id_R = place
-        logits = llm.apply({"params": params}, hidden_RE, method="logits")
+        logits = decoding.run(llm, params, hidden_RE, method="logits")
         chosen = jnp.take_along_axis(logits, id_R[:, None], axis=1)[:, 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)
 

@@ -14,6 +14,19 @@ from typing import Any, TypedDict, TypeVar
 from lavit_jax.errors import UserError
 
 
+def _at_least(name: str, value: float | None, low: float, *, above: bool = False) -> None:
+    if value is None or (value > low if above else value >= low):
+        return
+    raise UserError(f"{name} is {value}, expected {'more than' if above else 'at least'} {low}")
+
+
+def _sampling(top_k: int | None, top_p: float | None, repetition_penalty: float) -> None:
+    _at_least("top_k", top_k, 1)
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"top_p is {top_p}, expected a share in (0, 1]")
+    _at_least("repetition_penalty", repetition_penalty, 0, above=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class TextOptions:
     """How text is written.
@@ -68,7 +81,7 @@ class DrawOptions:
       min_ids: ids of a drawing at least; None is 20 in 256 patches.
       max_ids: ids of a drawing at most; None is 200 in 256 patches, or what the model keeps.
       first_suppressed: text ids from this one on are never drawn. Published: 3, which leaves
-        three ids of text and [IMG]; where one is drawn all the same it is dropped.
+        three ids of text; where one of them is drawn it is dropped.
       best_of: candidates of each picture; the one whose words are likeliest is kept.
       decoder: "onepass", "lowres" or "highres"; None is the first the model has.
       decoder_guidance: of a decoder that has it; None is its own.
@@ -199,7 +212,9 @@ def changed(options: Options, changes: Mapping[str, Any]) -> Options:
     known = {field.name for field in dataclasses.fields(options)}
     unknown = sorted(set(changes) - known)
     if unknown:
-        raise UserError(f"unknown option {unknown[0]!r}, expected one of {', '.join(sorted(known))}")
+        raise UserError(
+            f"unknown option {unknown[0]!r}, expected one of {', '.join(sorted(known))}"
+        )
     changes = dict(changes)
     if changes.get("temperature") is not None and "beams" in known:
         changes.setdefault("beams", 1)
@@ -215,16 +230,3 @@ def changed(options: Options, changes: Mapping[str, Any]) -> Options:
     # One of them is the user's; the preset's other one gives way.
     other = {most: low} if least in changes else {least: high}
     return dataclasses.replace(made, **other)
-
-
-def _at_least(name: str, value: float | None, low: float, *, above: bool = False) -> None:
-    if value is None or (value > low if above else value >= low):
-        return
-    raise UserError(f"{name} is {value}, expected {'more than' if above else 'at least'} {low}")
-
-
-def _sampling(top_k: int | None, top_p: float | None, repetition_penalty: float) -> None:
-    _at_least("top_k", top_k, 1)
-    if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"top_p is {top_p}, expected a share in (0, 1]")
-    _at_least("repetition_penalty", repetition_penalty, 0, above=True)

@@ -167,7 +167,7 @@ def programs(modules: Modules) -> Programs:
     return Programs(modules)
 
 
-def banned_ids(modules: Modules, *, text: bool, first_text: int = 0) -> Any:
+def banned_ids(modules: Modules, *, text: bool, first_text: int = 0) -> Bool[Array, "V"]:
     """Ids that may not be generated, bool [V].
 
     Args:

@@ -40,7 +40,7 @@ class Selection:
             case "sample":
                 return selector.sampled_keep(log_probs_BN2, keys_B)
             case "top":
-                return selector.top_keep(log_probs_BN2, self.value)
+                return selector.top_keep(log_probs_BN2, jnp.asarray(self.value, jnp.int32))
         return selector.greedy_keep(log_probs_BN2)
 
 

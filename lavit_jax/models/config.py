@@ -214,6 +214,9 @@ class LlamaConfig:
       dtype: compute dtype.
       remat: see TransformerConfig.
       unroll: see TransformerConfig.
+      stacked: parameters of all layers in one array each, for `nn.scan`. XLA:CPU copies a layer
+        out of such an array before it multiplies by it, which takes a decoding step three times
+        as long; `llama.unstacked` makes arrays of single layers.
     """
 
     width: int
@@ -230,6 +233,7 @@ class LlamaConfig:
     dtype: str = "float32"
     remat: str = "none"
     unroll: int = 1
+    stacked: bool = True
 
     def __post_init__(self) -> None:
         _check(

@@ -6,6 +6,9 @@ width, V vocabulary, layers leading where stacked.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -25,10 +28,18 @@ class Cache:
     v: Float[Array, "layers B T G d"]
 
 
-def empty_cache(config: LlamaConfig, batch: int, length: int) -> Cache:
+# One for all layers, or, where `config.stacked` is False, one of a single layer for each.
+Caches = Cache | tuple[Cache, ...]
+
+
+def empty_cache(config: LlamaConfig, batch: int, length: int) -> Caches:
     """A cache of zeros for `length` tokens."""
-    shape = (config.depth, batch, length, config.kv_heads, config.head_dim)
-    return Cache(jnp.zeros(shape, config.compute_dtype), jnp.zeros(shape, config.compute_dtype))
+
+    def zeros(layers: int) -> Cache:
+        shape = (layers, batch, length, config.kv_heads, config.head_dim)
+        return Cache(jnp.zeros(shape, config.compute_dtype), jnp.zeros(shape, config.compute_dtype))
+
+    return zeros(config.depth) if config.stacked else tuple(zeros(1) for _ in range(config.depth))
 
 
 def rotate(
@@ -59,6 +70,17 @@ class RMSNorm(nn.Module):
         return (h * scale).astype(x.dtype)
 
 
+def unstacked(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of a stacked Llama as those of one whose `config.stacked` is False."""
+    rest = {name: value for name, value in params.items() if name != "blocks"}
+    depth = len(jax.tree.leaves(params["blocks"])[0])
+
+    def layer(number: int) -> Any:
+        return jax.tree.map(lambda x: x[number], params["blocks"])
+
+    return rest | {f"blocks_{number}": layer(number) for number in range(depth)}
+
+
 class LlamaBlock(nn.Module):
     """Attention and SwiGLU, each behind an RMSNorm; reads and extends its layer's cache.
 
@@ -72,7 +94,7 @@ class LlamaBlock(nn.Module):
     def __call__(
         self,
         carry: tuple[Float[Array, "B S E"], Cache | None],
-        layer: Int[Array, ""],
+        layer: Int[Array, ""] | int,
         positions_BS: Int[Array, "B S"],
         mask_BST: Bool[Array, "B S T"],
         offset: Int[Array, ""],
@@ -113,7 +135,10 @@ class Llama(nn.Module):
         init = layers.with_axes(layers.embed_init, "vocab", "embed")
         self.embedding = self.param("embedding", init, (c.vocab, c.width))
         in_axes = (0, *[nn.broadcast] * 3)
-        self.blocks = layers.stack(LlamaBlock, c.depth, c.remat, c.unroll, in_axes=in_axes)(c)
+        if c.stacked:
+            self.blocks = layers.stack(LlamaBlock, c.depth, c.remat, c.unroll, in_axes=in_axes)(c)
+        else:
+            self.blocks = [LlamaBlock(c) for _ in range(c.depth)]
         self.norm = RMSNorm(c.norm_eps)
         self.lm_head = layers.dense(c.vocab, ("embed", "vocab"), c.compute_dtype, use_bias=False)
 
@@ -126,9 +151,9 @@ class Llama(nn.Module):
         x_BSE: Float[Array, "B S E"],
         positions_BS: Int[Array, "B S"],
         mask_BST: Bool[Array, "B S T"],
-        cache: Cache | None = None,
+        cache: Caches | None = None,
         offset: Int[Array, ""] | int = 0,
-    ) -> tuple[Float[Array, "B S E"], Cache | None]:
+    ) -> tuple[Float[Array, "B S E"], Caches | None]:
         """Runs the layers and the final norm.
 
         Args:
@@ -141,15 +166,16 @@ class Llama(nn.Module):
         Returns:
           hidden states [B, S, E] and the extended cache (None when none was given).
         """
-        carry, _ = self.blocks(
-            (x_BSE, cache),
-            jnp.arange(self.config.depth),
-            positions_BS,
-            mask_BST,
-            jnp.asarray(offset),
-        )
-        x, cache = carry
-        return self.norm(x), cache
+        shared = (positions_BS, mask_BST, jnp.asarray(offset))
+        if self.config.stacked:
+            carry, _ = self.blocks((x_BSE, cache), jnp.arange(self.config.depth), *shared)
+            x, cache = carry
+            return self.norm(x), cache
+        x, read = x_BSE, []
+        for block, own in zip(self.blocks, cache or [None] * self.config.depth):
+            (x, own), _ = block((x, own), 0, *shared)
+            read.append(own)
+        return self.norm(x), tuple(read) if cache is not None else None
 
     def logits(self, hidden: Float[Array, "*S E"]) -> Float[Array, "*S V"]:
         """Scores over text ids, [IMG], [/IMG] and codes, float32."""

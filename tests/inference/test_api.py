@@ -155,7 +155,7 @@ def test_calls_of_one_bucket_compile_nothing_new(model):
         model.draw(words, seed=seed, guidance=3.0 + seed)
 
     calls(PICTURES[:3], ["a red apple", "woman", "apple"], 0)
-    programs = model._programs
+    programs = model.programs
     counted = (programs.tokenize, programs.see, programs.search, programs.sample, programs.paint)
     before = [program._cache_size() for program in counted]
     calls(PICTURES[1:5], ["woman", "a", "apple", "detective"], 1)
