@@ -92,7 +92,7 @@ class Engine:
     Attributes:
       config: sizes.
       modules: the Flax modules.
-      params: their parameters by module; on a CPU the language model's layers are unstacked.
+      params: their parameters by module; on a CPU the language model's are flattened.
       codebook: the codes ids stand for.
       text: the text tokenizer.
       special: where ids lie.
@@ -217,12 +217,12 @@ class Engine:
 
 
 def _for_decoding(modules: Modules, params: dict[str, Any]) -> tuple[Modules, dict[str, Any]]:
-    """On a CPU, a language model whose layers are arrays of their own (`LlamaConfig.stacked`)."""
+    """On a CPU, the form of the language model that decodes fastest there."""
     sizes = modules.llm.config
     if jax.default_backend() != "cpu" or "llm" not in params or not sizes.stacked:
         return modules, params
     modules = dataclasses.replace(modules, llm=Llama(dataclasses.replace(sizes, stacked=False)))
-    return modules, params | {"llm": llama.unstacked(params["llm"])}
+    return modules, params | {"llm": llama.flattened(params["llm"])}
 
 
 def as_picture(image: Image) -> np.ndarray | os.PathLike[str]:

@@ -214,9 +214,9 @@ class LlamaConfig:
       dtype: compute dtype.
       remat: see TransformerConfig.
       unroll: see TransformerConfig.
-      stacked: parameters of all layers in one array each, for `nn.scan`. XLA:CPU copies a layer
-        out of such an array before it multiplies by it, which takes a decoding step three times
-        as long; `llama.unstacked` makes arrays of single layers.
+      stacked: parameters of all layers in one array each, for `nn.scan`; that trains, is stored,
+        and decodes on a TPU. False is the form that decodes fastest on a CPU, see `FlatBlock`;
+        `llama.flattened` makes its parameters.
     """
 
     width: int

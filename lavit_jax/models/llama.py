@@ -6,6 +6,7 @@ width, V vocabulary, layers leading where stacked.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,15 +71,29 @@ class RMSNorm(nn.Module):
         return (h * scale).astype(x.dtype)
 
 
-def unstacked(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of a stacked Llama as those of one whose `config.stacked` is False."""
-    rest = {name: value for name, value in params.items() if name != "blocks"}
-    depth = len(jax.tree.leaves(params["blocks"])[0])
-
-    def layer(number: int) -> Any:
-        return jax.tree.map(lambda x: x[number], params["blocks"])
-
-    return rest | {f"blocks_{number}": layer(number) for number in range(depth)}
+def attend_cached(
+    config: LlamaConfig,
+    q_BSHd: Float[Array, "B S H d"],
+    k_BSGd: Float[Array, "B S G d"],
+    v_BSGd: Float[Array, "B S G d"],
+    cache: Cache | None,
+    layer: Int[Array, ""] | int,
+    positions_BS: Int[Array, "B S"],
+    mask_BST: Bool[Array, "B S T"],
+    offset: Int[Array, ""],
+) -> tuple[Float[Array, "B S H d"], Cache | None]:
+    """Rotates, writes the layer's keys and values into the cache and attends to what is there."""
+    q = rotate(q_BSHd, positions_BS, config.rope_theta)
+    k, v = rotate(k_BSGd, positions_BS, config.rope_theta), v_BSGd
+    if cache is not None:
+        start = (layer, 0, offset, 0, 0)
+        cache = Cache(
+            jax.lax.dynamic_update_slice(cache.k, k[None], start),
+            jax.lax.dynamic_update_slice(cache.v, v[None], start),
+        )
+        k = jax.lax.dynamic_index_in_dim(cache.k, layer, keepdims=False)
+        v = jax.lax.dynamic_index_in_dim(cache.v, layer, keepdims=False)
+    return attend(q, k, v, mask_BST), cache
 
 
 class LlamaBlock(nn.Module):
@@ -106,22 +121,73 @@ class LlamaBlock(nn.Module):
         q = layers.head_projection(c.heads, c.head_dim, dtype, "query", use_bias=False)(h)
         k = layers.head_projection(c.kv_heads, c.head_dim, dtype, "key", use_bias=False)(h)
         v = layers.head_projection(c.kv_heads, c.head_dim, dtype, "value", use_bias=False)(h)
-        q, k = rotate(q, positions_BS, c.rope_theta), rotate(k, positions_BS, c.rope_theta)
-        if cache is not None:
-            start = (layer, 0, offset, 0, 0)
-            cache = Cache(
-                jax.lax.dynamic_update_slice(cache.k, k[None], start),
-                jax.lax.dynamic_update_slice(cache.v, v[None], start),
-            )
-            k = jax.lax.dynamic_index_in_dim(cache.k, layer, keepdims=False)
-            v = jax.lax.dynamic_index_in_dim(cache.v, layer, keepdims=False)
-        out = attend(q, k, v, mask_BST)
+        out, cache = attend_cached(c, q, k, v, cache, layer, positions_BS, mask_BST, offset)
         x_BSE = x_BSE + layers.merge_heads(c.width, dtype, "proj", use_bias=False)(out)
         h = RMSNorm(c.norm_eps, name="mlp_norm")(x_BSE)
         gate = layers.dense(c.hidden, ("embed", "mlp"), dtype, "gate", use_bias=False)(h)
         up = layers.dense(c.hidden, ("embed", "mlp"), dtype, "up", use_bias=False)(h)
         down = layers.dense(c.width, ("mlp", "embed"), dtype, "down", use_bias=False)
         return (x_BSE + down(nn.silu(gate) * up), cache), None
+
+
+class FlatBlock(nn.Module):
+    """The same block as a CPU decodes it fastest: kernels [out, in], those of one input in one.
+
+    Its cache holds this layer alone.
+    """
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BSE: Float[Array, "B S E"],
+        cache: Cache | None,
+        positions_BS: Int[Array, "B S"],
+        mask_BST: Bool[Array, "B S T"],
+        offset: Int[Array, ""],
+    ) -> tuple[Float[Array, "B S E"], Cache | None]:
+        c = self.config
+        heads = (c.heads, c.kv_heads, c.kv_heads)
+        h = RMSNorm(c.norm_eps, name="attention_norm")(x_BSE)
+        qkv = layers.RowDense(sum(heads) * c.head_dim, c.compute_dtype, name="qkv")(h)
+        qkv = qkv.reshape(*h.shape[:-1], sum(heads), c.head_dim)
+        q, k, v = jnp.split(qkv, [c.heads, c.heads + c.kv_heads], axis=-2)
+        out, cache = attend_cached(c, q, k, v, cache, 0, positions_BS, mask_BST, offset)
+        out = out.reshape(*h.shape[:-1], c.heads * c.head_dim)
+        x_BSE = x_BSE + layers.RowDense(c.width, c.compute_dtype, name="proj")(out)
+        h = RMSNorm(c.norm_eps, name="mlp_norm")(x_BSE)
+        both = layers.RowDense(2 * c.hidden, c.compute_dtype, name="gate_up")(h)
+        gate, up = jnp.split(both, 2, axis=-1)
+        down = layers.RowDense(c.width, c.compute_dtype, name="down")
+        return x_BSE + down(nn.silu(gate) * up), cache
+
+
+def flattened(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of a stacked Llama as those of one whose `config.stacked` is False."""
+    blocks = params["blocks"]
+
+    def rows(layer: int, *names: str, out_axes: int = 1) -> dict[str, Array]:
+        kernels = [jnp.asarray(blocks[name]["kernel"][layer]) for name in names]
+        flat = [kernel.reshape(-1, math.prod(kernel.shape[-out_axes:])) for kernel in kernels]
+        return {"kernel": jnp.concatenate([kernel.T for kernel in flat])}
+
+    made: dict[str, Any] = {
+        "embedding": params["embedding"],
+        "norm": params["norm"],
+        "lm_head": {"kernel": jnp.asarray(params["lm_head"]["kernel"]).T},
+    }
+    for layer in range(len(blocks["down"]["kernel"])):
+        norms = {
+            name: {"scale": blocks[name]["scale"][layer]} for name in ("attention_norm", "mlp_norm")
+        }
+        made[f"blocks_{layer}"] = norms | {
+            "qkv": rows(layer, "query", "key", "value", out_axes=2),
+            "proj": rows(layer, "proj"),
+            "gate_up": rows(layer, "gate", "up"),
+            "down": rows(layer, "down"),
+        }
+    return made
 
 
 class Llama(nn.Module):
@@ -138,9 +204,14 @@ class Llama(nn.Module):
         if c.stacked:
             self.blocks = layers.stack(LlamaBlock, c.depth, c.remat, c.unroll, in_axes=in_axes)(c)
         else:
-            self.blocks = [LlamaBlock(c) for _ in range(c.depth)]
+            self.blocks = [FlatBlock(c) for _ in range(c.depth)]
         self.norm = RMSNorm(c.norm_eps)
-        self.lm_head = layers.dense(c.vocab, ("embed", "vocab"), c.compute_dtype, use_bias=False)
+        head_axes = ("embed", "vocab")
+        self.lm_head = (
+            layers.dense(c.vocab, head_axes, c.compute_dtype, use_bias=False)
+            if c.stacked
+            else layers.RowDense(c.vocab, c.compute_dtype)
+        )
 
     def embed(self, ids_BS: Int[Array, "B S"]) -> Float[Array, "B S E"]:
         """Token ids to embeddings in the compute dtype."""
@@ -173,8 +244,8 @@ class Llama(nn.Module):
             return self.norm(x), cache
         x, read = x_BSE, []
         for block, own in zip(self.blocks, cache or [None] * self.config.depth):
-            (x, own), _ = block((x, own), 0, *shared)
-            read.append(own)
+            x, extended = block(x, own, *shared)
+            read.append(extended)
         return self.norm(x), tuple(read) if cache is not None else None
 
     def logits(self, hidden: Float[Array, "*S E"]) -> Float[Array, "*S V"]:
