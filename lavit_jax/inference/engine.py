@@ -188,7 +188,7 @@ class Engine:
                     row += [start, Features(len(mine), seen.kept[image]), end]
                     mine.append(image)
                 else:
-                    row += self.text.encode(piece) if isinstance(piece, str) else piece
+                    row += self._ids(piece)
             rows.append(row)
             used.append(mine)
         arrays = self.lay(rows, height, new)
@@ -199,6 +199,11 @@ class Engine:
         for number, mine in enumerate(used):
             image_RJ[number, : len(mine)] = mine
         return PromptBatch(len(prompts), seen.features_BLE, image_RJ, arrays)
+
+    def _ids(self, piece: str | list[int]) -> list[int]:
+        if not isinstance(piece, str):
+            return piece
+        return self.text.encode(piece) if piece else []
 
     def lay(self, rows: Sequence[Row], height: int, new: int) -> layout.Arrays:
         """Prompts as a left-padded batch with room for `new` tokens."""
