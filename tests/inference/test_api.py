@@ -263,7 +263,7 @@ def test_reconstruction_draws_from_the_ids_alone(model):
     (lambda m: m.tokenize([np.zeros((4, 4), np.uint8)]), r"uint8 array \[H, W, 3\], got uint8"),
     (lambda m: m.tokenize([np.zeros((4, 4, 3))]), "got float64"),
     (lambda m: m.tokenize(["missing.png"]), "missing.png"),
-    (lambda m: m.tokenize(PICTURES[:1], select="top=17"), "top=17, but this model keeps at most 16"),
+    (lambda m: m.tokenize(PICTURES[:1], "top=17"), "top=17, but this model keeps at most 16"),
     (lambda m: m.reconstruct(PICTURES[:1], decoder="lowres"), "no lowres decoder; it has: onepass"),
     (lambda m: m.reconstruct(PICTURES[:1], decoder="best"), "decoder is 'best', expected one of"),
     (lambda m: m.draw(["x"], preset="fid"), "no lowres decoder"),
@@ -306,5 +306,5 @@ def test_calls_of_one_bucket_compile_nothing_new(model):
         programs.likelihood,
     )
     before = [program._cache_size() for program in counted]
-    calls(PICTURES[2:5], ["woman", "a", "apple"], 1)
+    calls(PICTURES[1:5], ["woman", "a", "apple", "detective"], 1)
     assert [program._cache_size() for program in counted] == before
