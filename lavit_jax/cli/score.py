@@ -1,4 +1,4 @@
-"""Say how likely texts are given a picture, and the picture given them.
+"""Say how likely texts are given a picture, and it given them.
 
 Log-likelihoods in nats, of all tokens and of each: closer to 0 is likelier.
 """

@@ -118,7 +118,7 @@ def stack(first: Prompt, second: Prompt) -> Prompt:
 
 def repeat_rows(context: Context, times: int) -> Context:
     """Every row `times` times over, its copies side by side."""
-    cache = jax.tree.map(lambda x: jnp.repeat(x, times, axis=1), context.cache)
+    cache = jax.tree.map(lambda x: jnp.repeat(x, times, axis=-4), context.cache)
     return context._replace(
         cache=cache,
         readable_RT=jnp.repeat(context.readable_RT, times, axis=0),
@@ -133,6 +133,6 @@ def reorder_rows(context: Context, source_R: Int[Array, "R"], prompt: int) -> Co
     """
 
     def taken(x: Array) -> Array:
-        return x.at[:, :, prompt:].set(x[:, source_R, prompt:])
+        return x.at[..., prompt:, :].set(x[..., source_R, :, prompt:, :])
 
     return context._replace(cache=jax.tree.map(taken, context.cache))

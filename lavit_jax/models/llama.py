@@ -16,17 +16,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lavit_jax.models import layers
-from lavit_jax.models.attention import attend
+from lavit_jax.models import attention, layers
 from lavit_jax.models.config import LlamaConfig
 
 
 @flax.struct.dataclass
 class Cache:
-    """Keys and values of the tokens seen: [layers, B, T, G, d] each, in the compute dtype."""
+    """Keys and values of the tokens seen: [layers, B, G, T, d] each, in the compute dtype.
 
-    k: Float[Array, "layers B T G d"]
-    v: Float[Array, "layers B T G d"]
+    One of a single layer has no first axis.
+    """
+
+    k: Float[Array, "*layers B G T d"]
+    v: Float[Array, "*layers B G T d"]
 
 
 # One for all layers, or, where `config.stacked` is False, one of a single layer for each.
@@ -36,11 +38,12 @@ Caches = Cache | tuple[Cache, ...]
 def empty_cache(config: LlamaConfig, batch: int, length: int) -> Caches:
     """A cache of zeros for `length` tokens."""
 
-    def zeros(layers: int) -> Cache:
-        shape = (layers, batch, length, config.kv_heads, config.head_dim)
-        return Cache(jnp.zeros(shape, config.compute_dtype), jnp.zeros(shape, config.compute_dtype))
+    shape = (batch, config.kv_heads, length, config.head_dim)
 
-    return zeros(config.depth) if config.stacked else tuple(zeros(1) for _ in range(config.depth))
+    def zeros(*layers: int) -> Cache:
+        return Cache(*(jnp.zeros((*layers, *shape), config.compute_dtype) for _ in range(2)))
+
+    return zeros(config.depth) if config.stacked else tuple(zeros() for _ in range(config.depth))
 
 
 def rotate(
@@ -71,29 +74,51 @@ class RMSNorm(nn.Module):
         return (h * scale).astype(x.dtype)
 
 
-def attend_cached(
+def read(
     config: LlamaConfig,
     q_BSHd: Float[Array, "B S H d"],
     k_BSGd: Float[Array, "B S G d"],
     v_BSGd: Float[Array, "B S G d"],
     cache: Cache | None,
-    layer: Int[Array, ""] | int,
+    layer: Int[Array, ""] | None,
     positions_BS: Int[Array, "B S"],
     mask_BST: Bool[Array, "B S T"],
     offset: Int[Array, ""],
 ) -> tuple[Float[Array, "B S H d"], Cache | None]:
-    """Rotates, writes the layer's keys and values into the cache and attends to what is there."""
+    """Rotates, writes a layer's keys and values into the cache and attends to what is there.
+
+    Args:
+      config: sizes.
+      q_BSHd: queries.
+      k_BSGd: keys.
+      v_BSGd: values.
+      cache: of all layers, or of this one.
+      layer: which one; None where the cache is of this one.
+      positions_BS: rotary positions.
+      mask_BST: see `Llama.hidden`.
+      offset: where in the cache the S tokens are written.
+    """
     q = rotate(q_BSHd, positions_BS, config.rope_theta)
-    k, v = rotate(k_BSGd, positions_BS, config.rope_theta), v_BSGd
-    if cache is not None:
-        start = (layer, 0, offset, 0, 0)
+    k = rotate(k_BSGd, positions_BS, config.rope_theta)
+    if cache is None:
+        return attention.attend(q, k, v_BSGd, mask_BST), None
+    k, v = attention.heads_first(k), attention.heads_first(v_BSGd)
+    if layer is None:
+        # Updated and read in one shape: XLA:CPU does so in place, and copies in any other case.
+        start = (0, 0, offset, 0)
         cache = Cache(
-            jax.lax.dynamic_update_slice(cache.k, k[None], start),
-            jax.lax.dynamic_update_slice(cache.v, v[None], start),
+            jax.lax.dynamic_update_slice(cache.k, k, start),
+            jax.lax.dynamic_update_slice(cache.v, v, start),
         )
-        k = jax.lax.dynamic_index_in_dim(cache.k, layer, keepdims=False)
-        v = jax.lax.dynamic_index_in_dim(cache.v, layer, keepdims=False)
-    return attend(q, k, v, mask_BST), cache
+        return attention.attend_cached(q, cache.k, cache.v, mask_BST), cache
+    begin = (layer, 0, 0, offset, 0)
+    cache = Cache(
+        jax.lax.dynamic_update_slice(cache.k, k[None], begin),
+        jax.lax.dynamic_update_slice(cache.v, v[None], begin),
+    )
+    k = jax.lax.dynamic_index_in_dim(cache.k, layer, keepdims=False)
+    v = jax.lax.dynamic_index_in_dim(cache.v, layer, keepdims=False)
+    return attention.attend_cached(q, k, v, mask_BST), cache
 
 
 class LlamaBlock(nn.Module):
@@ -109,7 +134,7 @@ class LlamaBlock(nn.Module):
     def __call__(
         self,
         carry: tuple[Float[Array, "B S E"], Cache | None],
-        layer: Int[Array, ""] | int,
+        layer: Int[Array, ""],
         positions_BS: Int[Array, "B S"],
         mask_BST: Bool[Array, "B S T"],
         offset: Int[Array, ""],
@@ -121,7 +146,7 @@ class LlamaBlock(nn.Module):
         q = layers.head_projection(c.heads, c.head_dim, dtype, "query", use_bias=False)(h)
         k = layers.head_projection(c.kv_heads, c.head_dim, dtype, "key", use_bias=False)(h)
         v = layers.head_projection(c.kv_heads, c.head_dim, dtype, "value", use_bias=False)(h)
-        out, cache = attend_cached(c, q, k, v, cache, layer, positions_BS, mask_BST, offset)
+        out, cache = read(c, q, k, v, cache, layer, positions_BS, mask_BST, offset)
         x_BSE = x_BSE + layers.merge_heads(c.width, dtype, "proj", use_bias=False)(out)
         h = RMSNorm(c.norm_eps, name="mlp_norm")(x_BSE)
         gate = layers.dense(c.hidden, ("embed", "mlp"), dtype, "gate", use_bias=False)(h)
@@ -153,7 +178,7 @@ class FlatBlock(nn.Module):
         qkv = layers.RowDense(sum(heads) * c.head_dim, c.compute_dtype, name="qkv")(h)
         qkv = qkv.reshape(*h.shape[:-1], sum(heads), c.head_dim)
         q, k, v = jnp.split(qkv, [c.heads, c.heads + c.kv_heads], axis=-2)
-        out, cache = attend_cached(c, q, k, v, cache, 0, positions_BS, mask_BST, offset)
+        out, cache = read(c, q, k, v, cache, None, positions_BS, mask_BST, offset)
         out = out.reshape(*h.shape[:-1], c.heads * c.head_dim)
         x_BSE = x_BSE + layers.RowDense(c.width, c.compute_dtype, name="proj")(out)
         h = RMSNorm(c.norm_eps, name="mlp_norm")(x_BSE)
@@ -242,11 +267,11 @@ class Llama(nn.Module):
             carry, _ = self.blocks((x_BSE, cache), jnp.arange(self.config.depth), *shared)
             x, cache = carry
             return self.norm(x), cache
-        x, read = x_BSE, []
+        x, caches = x_BSE, []
         for block, own in zip(self.blocks, cache or [None] * self.config.depth):
             x, extended = block(x, own, *shared)
-            read.append(extended)
-        return self.norm(x), tuple(read) if cache is not None else None
+            caches.append(extended)
+        return self.norm(x), tuple(caches) if cache is not None else None
 
     def logits(self, hidden: Float[Array, "*S E"]) -> Float[Array, "*S V"]:
         """Scores over text ids, [IMG], [/IMG] and codes, float32."""
