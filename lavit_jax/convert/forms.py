@@ -7,7 +7,7 @@ without changing them, so that writing back what was read gives the same bits.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,9 +49,23 @@ class Form:
         return np.ascontiguousarray(np.concatenate(pieces) if self.parts > 1 else pieces[0])
 
 
+LinearForm = Callable[[int, int], Form]
+
+
 def linear(inputs: int, outputs: int) -> Form:
     """torch's Linear weight [out, in] to a kernel [in, out]."""
     return Form((outputs, inputs), 1, (outputs, inputs), (1, 0), (inputs, outputs))
+
+
+def pointwise(inputs: int, outputs: int) -> Form:
+    """1x1 convolution [out, in, 1, 1] to a kernel [in, out]."""
+    return Form((outputs, inputs, 1, 1), 1, (outputs, inputs), (1, 0), (inputs, outputs))
+
+
+def convolution(inputs: int, outputs: int, size: int) -> Form:
+    """Convolution [out, in, s, s] to a kernel [s, s, in, out]."""
+    shape = (outputs, inputs, size, size)
+    return Form(shape, 1, shape, (2, 3, 1, 0), (size, size, inputs, outputs))
 
 
 def same(*shape: int) -> Form:

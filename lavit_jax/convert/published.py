@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from lavit_jax.convert import forms, infer, names, read
+from lavit_jax.convert import forms, infer, names, pixel_infer, pixel_names, read
 from lavit_jax.convert.forms import Table
 from lavit_jax.convert.infer import Conditions, Sizes
+from lavit_jax.convert.pixel_infer import PixelParts
 from lavit_jax.convert.read import Tensors
 from lavit_jax.errors import UserError
 from lavit_jax.models.config import LavitConfig
@@ -21,7 +22,10 @@ from lavit_jax.models.quantizer import Codebook
 REFERENCE_CONFIG = "reference_config.json"
 LLM_DIR = "language_model"
 VISUAL, LANGUAGE = "visual_tokenizer", "language_model"
-PARTS = (VISUAL, LANGUAGE)
+# Pixel decoder by the part it is.
+PIXELS = {folder: kind for kind, folder in pixel_infer.FOLDERS.items()}
+PARTS = (VISUAL, LANGUAGE, *PIXELS)
+NO_PIXELS: Mapping[str, PixelParts] = {}
 # Component to its file, and whether its part needs it.
 VISUAL_FILES = {
     "encoder": ("eva_vitg_psz14", True),
@@ -52,15 +56,18 @@ class Published(NamedTuple):
     Attributes:
       config: sizes, all inferred.
       params: numpy arrays by module name: encoder, selector, merger, quantizer, decoder,
-        lowres_head, highres_decoder, highres_head, conditioner, llm; those present.
+        lowres_head, highres_decoder, highres_head, conditioner, llm, and unet and autoencoder
+        of the pixel decoders, as "lowres_unet" and so on; those present.
       codebook: codes as stored (counts are not published: ones); None without a tokenizer.
       extra: the rest.
+      pixels: the pixel decoders there, by "lowres" and "highres".
     """
 
     config: LavitConfig
     params: dict[str, Any]
     codebook: Codebook | None
     extra: Extra
+    pixels: dict[str, PixelParts]
 
 
 def parts_of(directory: Path, llm_dir: str = LLM_DIR) -> tuple[str, ...]:
@@ -71,7 +78,7 @@ def parts_of(directory: Path, llm_dir: str = LLM_DIR) -> tuple[str, ...]:
     """
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such folder")
-    folders = {VISUAL: VISUAL, LANGUAGE: llm_dir}
+    folders = {part: part for part in PARTS} | {LANGUAGE: llm_dir}
     found = tuple(part for part in PARTS if (directory / folders[part]).is_dir())
     if not found:
         raise FileNotFoundError(
@@ -96,20 +103,20 @@ def open_sources(
     sources: dict[str, Tensors] = {}
     if VISUAL in parts:
         for component, (stem, needed) in VISUAL_FILES.items():
-            path = _weights(directory / VISUAL / stem)
+            path = read.weights(directory / VISUAL / stem)
             if needed or path.is_file():
                 sources[component] = read.open_file(path)
     if LANGUAGE in parts:
         sources["llm"] = read.open_folder(directory / llm_dir)
-        path = _weights(directory / llm_dir / "visual_weight")
+        path = read.weights(directory / llm_dir / "visual_weight")
         if path.is_file():
             sources["conditioner"] = read.open_file(path)
+    for part in parts:
+        if part in PIXELS:
+            kind, folder = PIXELS[part], directory / part
+            sources[f"{kind}_unet"] = read.open_model(folder / "unet")
+            sources[f"{kind}_autoencoder"] = read.open_model(folder / "vae")
     return sources
-
-
-def _weights(stem: Path) -> Path:
-    safetensors = stem.with_suffix(".safetensors")
-    return safetensors if safetensors.is_file() else stem.with_suffix(".bin")
 
 
 def given_heads(directory: Path) -> int | None:
@@ -172,7 +179,27 @@ def infer_config(
     return Sizes(config, infer.conditions(lowres, highres, heads), tied)
 
 
-def tables(components: Iterable[str], sizes: Sizes) -> dict[str, Table]:
+def infer_pixels(
+    directory: Path, sources: dict[str, Tensors], conditions: Conditions
+) -> dict[str, PixelParts]:
+    """Sizes of the pixel decoders whose files are open, by kind.
+
+    Raises:
+      FileNotFoundError: a needed file is missing.
+      UserError: a config that cannot be used, or does not fit another.
+    """
+    parts = {
+        kind: pixel_infer.decoder(kind, directory / folder, sources[f"{kind}_autoencoder"])
+        for kind, folder in pixel_infer.FOLDERS.items()
+        if f"{kind}_autoencoder" in sources
+    }
+    pixel_infer.check_conditions(parts, conditions, directory)
+    return parts
+
+
+def tables(
+    components: Iterable[str], sizes: Sizes, pixels: Mapping[str, PixelParts] = NO_PIXELS
+) -> dict[str, Table]:
     """The table of every component."""
     config, conditions, tied = sizes
     made: dict[str, Table] = {}
@@ -194,6 +221,17 @@ def tables(components: Iterable[str], sizes: Sizes) -> dict[str, Table]:
                 made[component] = names.conditioner(config.merger, config.llm.width)
             case "llm":
                 made[component] = names.llama(config.llm, tied)
+            case "lowres_unet" | "highres_unet":
+                part = pixels[component.removesuffix("_unet")]
+                table = pixel_names.unet(part.config.unet)
+                made[component] = forms.under(table, path=f"{component}/")
+            case "lowres_autoencoder" | "highres_autoencoder":
+                part = pixels[component.removesuffix("_autoencoder")]
+                assert part.config.autoencoder is not None
+                table = pixel_names.autoencoder(
+                    part.config.autoencoder, part.attention, part.attention_form
+                )
+                made[component] = forms.under(table, path=f"{component}/")
     return made
 
 
@@ -248,7 +286,7 @@ def load_published(
 
     Args:
       directory: folder in the published layout.
-      parts: of "visual_tokenizer" and "language_model" (default: those there).
+      parts: some of `PARTS` (default: those there).
       heads: see `infer_config`.
       codes: see `infer_config`.
       llm_dir: "language_model" or "language_model_sft".
@@ -261,7 +299,8 @@ def load_published(
     directory = Path(directory)
     sources = open_sources(directory, parts, llm_dir)
     sizes = infer_config(directory, sources, heads=heads, codes=codes, llm_dir=llm_dir)
-    by_component = tables(sources, sizes)
+    pixels = infer_pixels(directory, sources, sizes.conditions)
+    by_component = tables(sources, sizes, pixels)
     checked = {c: check(table, sources[c]) for c, table in by_component.items()}
     problems = [problem for found in checked.values() for problem in found.problems]
     if problems:
@@ -277,7 +316,7 @@ def load_published(
         ignored=tuple(name for found in checked.values() for name in found.ignored),
         absent=tuple(name for found in checked.values() for name in found.absent),
     )
-    return Published(sizes.config, params, _codebook(params), extra)
+    return Published(sizes.config, params, _codebook(params), extra, pixels)
 
 
 def _codebook(params: dict[str, Any]) -> Codebook | None:

@@ -23,6 +23,7 @@ FLOATS = ("float32", "float16", "bfloat16", "float64")
 WRAPPERS = ("state_dict", "model", "module")
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 TORCH_INDEX = "pytorch_model.bin.index.json"
+DIFFUSERS_STEM = "diffusion_pytorch_model"
 _SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 # What torch says of a pickle that holds more than tensors; its advice how to run it is left out.
 _REFUSAL = re.compile(
@@ -86,6 +87,40 @@ def open_folder(folder: Path) -> Tensors:
         if files:
             return Shards.from_files(folder, files)
     raise FileNotFoundError(f"{folder}: no *.safetensors and no pytorch_model*.bin in it")
+
+
+def weights(stem: Path) -> Path:
+    """`stem.safetensors` where there is one, else `stem.bin`, there or not."""
+    safetensors = stem.with_suffix(".safetensors")
+    return safetensors if safetensors.is_file() else stem.with_suffix(".bin")
+
+
+def open_model(folder: Path) -> Tensors:
+    """Opens the weights of a diffusers model: single or sharded, safetensors before torch."""
+    stem = folder / DIFFUSERS_STEM
+    for suffix in (".safetensors.index.json", ".bin.index.json"):
+        index = stem.with_suffix(suffix)
+        if index.is_file():
+            return Shards.from_index(index)
+    return open_file(weights(stem))
+
+
+def load_tensor(path: Path) -> np.ndarray:
+    """A file that holds one tensor, with or without a name.
+
+    Raises:
+      FileNotFoundError: no such file.
+      UserError: it holds something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    content = load_torch(path) if path.suffix != ".safetensors" else None
+    if hasattr(content, "untyped_storage"):
+        return to_numpy(content)
+    tensors = open_file(path)
+    if len(tensors.infos) != 1:
+        raise UserError(f"{path}: holds {len(tensors.infos)} tensors, expected one")
+    return tensors.read(next(iter(tensors.infos)))
 
 
 class SafetensorsFile:

@@ -303,4 +303,9 @@ def test_the_published_sizes_need_no_folder():
     sizes = infer.published_sizes(encoder=None, merger=None, quantizer=None, decoder=None, llm=None)
     assert sizes.encoder.hidden == 6144
     assert sizes.llm.vocab == 32000 + 2 + 16384
-    assert published.PARTS == ("visual_tokenizer", "language_model")
+    assert published.PARTS == (
+        "visual_tokenizer",
+        "language_model",
+        "pixel_decoding",
+        "highres_pixel_decoding",
+    )
