@@ -54,7 +54,9 @@ class Walk:
             x = self.same(f"{name}.conv_shortcut", x)
         return x + h
 
-    def attention(self, name, x, read, heads, added=0.0, parts=("to_q", "to_k", "to_v", "to_out.0")):
+    def attention(
+        self, name, x, read, heads, added=0.0, parts=("to_q", "to_k", "to_v", "to_out.0")
+    ):
         q, k, v = (
             self.linear(f"{name}.{part}", source).unflatten(-1, (heads, -1)).transpose(1, 2)
             for part, source in zip(parts, (x, read, read))
@@ -133,9 +135,7 @@ def unet(state, settings, x, t, tokens, mask=None, pooled=None, sizes=None):
     for k in range(levels):
         level, block = levels - 1 - k, f"up_blocks.{k}"
         for i in range(layers[level] + 1):
-            x = w.resnet(
-                f"{block}.resnets.{i}", torch.cat([x, skips.pop()], 1), groups, eps, time
-            )
+            x = w.resnet(f"{block}.resnets.{i}", torch.cat([x, skips.pop()], 1), groups, eps, time)
             if w.has(f"{block}.attentions.{i}.norm"):
                 name = f"{block}.attentions.{i}"
                 x = w.transformer(name, x, groups, heads[level], tokens, added)

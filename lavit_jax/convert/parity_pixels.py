@@ -99,7 +99,8 @@ def check_sampling(model: Model, ref: Reference) -> Iterator[Result]:
     def denoise(x_BHWC: jax.Array, time_B: jax.Array) -> jax.Array:
         doubled = jnp.concatenate([x_BHWC, x_BHWC]), jnp.concatenate([time_B, time_B])
         predicted = _predict(model, "highres", *doubled, both)
-        return diffusion.guide(*jnp.split(predicted, 2), GUIDANCE)
+        unconditional, conditional = jnp.split(predicted, 2)
+        return diffusion.guide(unconditional, conditional, GUIDANCE)
 
     start = ref.image("unet_latents_nchw")[:1]
     walk = jax.jit(lambda x: diffusion.trajectory(noise, denoise, x, "ddim", steps))(start)

@@ -27,6 +27,8 @@ from lavit_jax.models.pixel_config import (
 Settings = Mapping[str, Any]
 # Decoder to the folder it is published in.
 FOLDERS = {"lowres": "pixel_decoding", "highres": "highres_pixel_decoding"}
+# Guidance and steps of the published code.
+SAMPLING = {"lowres": (5.0, 50), "highres": (7.0, 25)}
 UNCONDITIONAL = "uncond_embeddings"
 SIZES = 6
 DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
@@ -269,16 +271,22 @@ def decoder(kind: str, folder: Path, tensors: Tensors) -> PixelParts:
       UserError: a config that cannot be used, or configs that do not fit each other.
     """
     where = folder / "unet" / "config.json"
-    sizes = unet(read.read_json(where), where)
+    settings = read.read_json(where)
+    sizes = unet(settings, where)
     path = folder / "vae" / "config.json"
     pictures = autoencoder(read.read_json(path), path)
-    if pictures.latent_channels != sizes.in_channels:
-        raise UserError(
-            f"{where}: in_channels is {sizes.in_channels}, but {path} has latents of "
-            f"{pictures.latent_channels}"
-        )
-    path = folder / "scheduler" / "scheduler_config.json"
-    config = PixelConfig(sizes, noise(read.read_json(path), path), pictures)
+    schedule = folder / "scheduler" / "scheduler_config.json"
+    guidance, steps = SAMPLING[kind]
+    config = _typed(
+        PixelConfig,
+        where,
+        unet=sizes,
+        noise=noise(read.read_json(schedule), schedule),
+        size=settings.get("sample_size", 64) * pictures.factor,
+        autoencoder=pictures,
+        guidance=guidance,
+        sampling_steps=steps,
+    )
     embeddings = _unconditional(folder, sizes.condition) if kind == "lowres" else None
     return PixelParts(config, embeddings, **_attention(tensors))
 

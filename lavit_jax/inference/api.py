@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from lavit_jax.errors import UserError
 from lavit_jax.inference import prompts as layout
 from lavit_jax.inference.beams import BeamConfig
 from lavit_jax.inference.generate import SamplingConfig
+from lavit_jax.inference.pixels import PixelDecoder, Settings, trained
 from lavit_jax.inference.programs import banned_ids, programs
 from lavit_jax.inference.prompts import Features, Row
 from lavit_jax.models.config import LavitConfig
@@ -31,6 +32,7 @@ from lavit_jax.models.quantizer import Codebook
 Image = np.ndarray | str | os.PathLike[str]
 Prompt = str | Sequence[str | np.ndarray | os.PathLike[str]]
 
+ONE_PASS = "onepass"
 ROWS = 64  # computed at a time at most
 # Published bounds on a drawing's ids, as shares of the patches: 20 and 200 of 256.
 LEAST_DRAWN, MOST_DRAWN = 20 / 256, 200 / 256
@@ -66,13 +68,20 @@ class Lavit:
       params: their parameters by module.
       codebook: the codes ids stand for.
       text: the text tokenizer.
+      pixels: diffusion decoders by kind, beside the one-pass pixel head.
     """
 
     def __init__(
-        self, modules: Modules, params: dict[str, Any], codebook: Codebook, text: TextTokenizer
+        self,
+        modules: Modules,
+        params: dict[str, Any],
+        codebook: Codebook,
+        text: TextTokenizer,
+        pixels: Mapping[str, PixelDecoder] | None = None,
     ) -> None:
         self.config: LavitConfig = modules.config
         self.modules, self.params, self.codebook, self.text = modules, params, codebook, text
+        self.pixels = pixels or {}
         self._programs = programs(modules)
         self._special = SpecialIds(modules.config.llm.text_vocab, modules.config.llm.codes)
 
@@ -152,8 +161,9 @@ class Lavit:
         temperature: float = 1.0,
         top_k: int | None = 50,
         seed: int = 0,
+        decoder: str = ONE_PASS,
     ) -> list[list[np.ndarray]]:
-        """Draws pictures with the one-pass pixel head.
+        """Draws pictures.
 
         Args:
           prompts: words; or a list of words and pictures in any order.
@@ -163,6 +173,7 @@ class Lavit:
           temperature: of sampling ids; 0 is greedy.
           top_k: sample among the k likeliest ids; None is all.
           seed: the same seed gives the same pictures.
+          decoder: what paints them: "onepass", or the kind of one of `pixels`.
 
         Returns:
           For each prompt n pictures, uint8 [H, W, 3].
@@ -170,7 +181,7 @@ class Lavit:
         Raises:
           UserError: an empty prompt, one longer than the context, an image that cannot be read.
         """
-        self._need("llm", "decoder", "pixel_head")
+        self._need("llm", "decoder")
         rows = self._drawing_rows(prompts, images or ())
         root = jax.random.key(seed)
         most = min(int(MOST_DRAWN * self.config.patches), self.config.max_kept) + 1
@@ -186,7 +197,7 @@ class Lavit:
         # A drawing depends on the seed, its prompt's place and its own number only.
         fold = jax.random.fold_in
         keys = jax.vmap(lambda row, number: fold(fold(root, row), number))
-        pictures: list[np.ndarray] = []
+        drawn: list[np.ndarray] = []
         for start in range(0, len(jobs), ROWS):
             part = jobs[start : start + ROWS]
             height = layout.bucket(len(part), ROWS)
@@ -202,16 +213,19 @@ class Lavit:
                 keys(padded[:, 0], padded[:, 1]),
                 jnp.full((height, 1), self._special.image_start),
             )
-            codes = found.ids_BM[:, : self.config.max_kept] - self._special.code(0)
-            painted = self._programs.paint(self.params, self.codebook, codes, found.lengths_B)
-            pictures += list(np.asarray(painted)[: len(part)])
+            ids, lengths = jax.device_get((found.ids_BM, found.lengths_B))
+            codes = np.clip(ids - self._special.code(0), 0, self.config.quantizer.codes - 1)
+            most = self.config.max_kept
+            drawn += [codes[r, : min(lengths[r], most)] for r in range(len(part))]
+        pictures = self.paint(drawn, decoder, seed)
         return [pictures[row * n : (row + 1) * n] for row in range(len(rows))]
 
-    def reconstruct(self, images: Sequence[Image]) -> list[np.ndarray]:
+    def reconstruct(self, images: Sequence[Image], decoder: str = ONE_PASS) -> list[np.ndarray]:
         """Draws pictures again from nothing but their visual ids.
 
         Args:
           images: paths or uint8 [H, W, 3].
+          decoder: as in `draw`.
 
         Returns:
           A picture for each, uint8 [H, W, 3].
@@ -219,14 +233,46 @@ class Lavit:
         Raises:
           UserError: an image that cannot be read.
         """
+        return self.paint([tokens.ids for tokens in self.tokenize(images)], decoder)
+
+    def paint(
+        self,
+        ids: Sequence[np.ndarray],
+        decoder: str = ONE_PASS,
+        seed: int = 0,
+        settings: Settings | None = None,
+    ) -> list[np.ndarray]:
+        """Paints pictures from their visual ids.
+
+        Args:
+          ids: codes of each picture, as `tokenize` finds them.
+          decoder: "onepass", or the kind of one of `pixels`.
+          seed: of a diffusion decoder's noise.
+          settings: of a diffusion decoder; default: its own.
+
+        Returns:
+          A picture for each, uint8 [H, W, 3].
+
+        Raises:
+          UserError: a decoder this model lacks, or settings it cannot follow.
+        """
+        if decoder != ONE_PASS:
+            if decoder not in self.pixels:
+                known = ", ".join([ONE_PASS, *self.pixels])
+                raise UserError(f"this model has no decoder {decoder!r}, only {known}")
+            return self.pixels[decoder].paint(ids, seed, settings)
         self._need("decoder", "pixel_head")
-        found = []
-        for rows, pixels in self._batches(self._pixels(images)):
-            tokens = self._programs.tokenize(self.params, self.codebook, pixels)
-            counts = tokens.kept.valid_BL.sum(axis=1)
-            painted = self._programs.paint(self.params, self.codebook, tokens.ids_BL, counts)
-            found += list(np.asarray(painted)[:rows])
-        return found
+        painted: list[np.ndarray] = []
+        for start in range(0, len(ids), ROWS):
+            part = ids[start : start + ROWS]
+            height = layout.bucket(len(part), ROWS)
+            rows = np.zeros((height, self.config.max_kept), np.int32)
+            counts = np.zeros(height, np.int32)
+            for row, codes in enumerate(part):
+                rows[row, : len(codes)], counts[row] = codes, len(codes)
+            found = self._programs.paint(self.params, self.codebook, rows, counts)
+            painted += list(np.asarray(found)[: len(part)])
+        return painted
 
     def _say(
         self, images: Sequence[Image], after: Sequence[Sequence[int]], config: BeamConfig
@@ -332,4 +378,5 @@ def load(workdir: str | os.PathLike[str]) -> Lavit:
     from lavit_jax.training.restore import restore
 
     found = restore(Path(workdir))
-    return Lavit(found.modules, found.params, found.codebook, found.text)
+    pixels = trained(found.modules, found.params, found.codebook)
+    return Lavit(found.modules, found.params, found.codebook, found.text, pixels)

@@ -47,8 +47,9 @@ def signal(config: NoiseConfig) -> np.ndarray:
 
 def _spread(config: NoiseConfig, steps: int, points: int) -> np.ndarray:
     """`steps` whole times, descending; "leading" and "linspace" cut T by `points` of them."""
-    if not 0 < points <= config.steps:
-        raise ValueError(f"steps must lie in 1..{config.steps}, got {steps}")
+    most = config.steps - points + steps - config.offset
+    if not 0 < steps <= most:
+        raise ValueError(f"steps must lie in 1..{most}, got {steps}")
     if config.spacing == "leading":
         every = config.steps // points
         return (np.arange(points) * every)[::-1][:steps] + config.offset

@@ -217,19 +217,42 @@ class NoiseConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PixelConfig:
-    """One pixel decoder; without an autoencoder it diffuses pixels.
+    """One pixel decoder; without an autoencoder it diffuses the pixels themselves.
 
     Attributes:
       unet: the denoiser.
       noise: its schedule.
-      autoencoder: between pictures and latents; None when pictures are diffused themselves.
+      size: side of the pictures it is trained on.
+      autoencoder: between pictures and latents; None when there is none.
+      patch: without an autoencoder, the side of the patches whose pixels make one latent.
+      guidance: of the denoiser, unless told otherwise.
+      sampling_steps: likewise.
+      solver: likewise.
     """
 
     unet: UNetConfig
     noise: NoiseConfig
+    size: int = 512
     autoencoder: AutoencoderConfig | None = None
+    patch: int = 1
+    guidance: float = 5.0
+    sampling_steps: int = 50
+    solver: str = "ddim"
+
+    def __post_init__(self) -> None:
+        made = 3 * self.patch**2
+        if self.autoencoder is not None:
+            made = self.autoencoder.latent_channels
+        _check(
+            self.unet.in_channels == made,
+            f"unet.in_channels is {self.unet.in_channels}, but latents have {made} channels",
+        )
+        _check(
+            self.size % self.factor == 0,
+            f"pixels.size={self.size} is no multiple of {self.factor}, the pixels of a latent",
+        )
 
     @property
     def factor(self) -> int:
         """Pixels per latent, each way."""
-        return self.autoencoder.factor if self.autoencoder else 1
+        return self.autoencoder.factor if self.autoencoder else self.patch

@@ -7,7 +7,7 @@ T width of the embedded time, P width of the pooled condition.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -147,11 +147,11 @@ class UNet(nn.Module):
         block = nn.remat(ResidualBlock, prevent_cse=False) if c.remat else ResidualBlock
         return block(features, c.groups, c.norm_eps, c.compute_dtype, name=name)(*args)
 
-    def _attention(self, name: str, level: int, x: Array, *condition: Array | None) -> Array:
+    def _attention(self, name: str, level: int, x: Array, read: tuple[Array, Any]) -> Array:
         c = self.config
         block = nn.remat(SpatialTransformer, prevent_cse=False) if c.remat else SpatialTransformer
         heads, depth = c.heads[level], c.depths[level]
-        return block(heads, depth, c.groups, c.compute_dtype, name=name)(x, *condition)
+        return block(heads, depth, c.groups, c.compute_dtype, name=name)(x, *read)
 
     @nn.compact
     def __call__(
@@ -177,7 +177,7 @@ class UNet(nn.Module):
             for i in range(c.layers[level]):
                 x = self._residual(f"down{level}_residual{i}", width, x, time)
                 if c.down_attention[level]:
-                    x = self._attention(f"down{level}_attention{i}", level, x, *read)
+                    x = self._attention(f"down{level}_attention{i}", level, x, read)
                 skips.append(x)
             if level < c.levels - 1:
                 x = Downsample(c.padding, dtype, name=f"down{level}_sample")(x)
@@ -188,9 +188,10 @@ class UNet(nn.Module):
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
                 x = self._residual(f"up{level}_residual{i}", c.channels[level], x, time)
                 if c.up_attention[level]:
-                    x = self._attention(f"up{level}_attention{i}", level, x, *read)
+                    x = self._attention(f"up{level}_attention{i}", level, x, read)
             if level > 0:
-                x = Upsample(dtype, name=f"up{level}_sample")(x, skips[-1].shape[1:3])
+                _, height, wide, _ = skips[-1].shape
+                x = Upsample(dtype, name=f"up{level}_sample")(x, (height, wide))
         x = nn.silu(GroupNorm(c.groups, c.norm_eps, name="norm")(x))
         return conv(c.out_channels, dtype, "out_conv", zero=True)(x).astype(jnp.float32)
 
@@ -201,7 +202,7 @@ class UNet(nn.Module):
         x = self._residual("middle_residual0", c.channels[-1], x, time)
         if c.middle == "plain":
             return x
-        x = self._attention("middle_attention", c.levels - 1, x, *read)
+        x = self._attention("middle_attention", c.levels - 1, x, read)
         return self._residual("middle_residual1", c.channels[-1], x, time)
 
     def _time(self, time_B: Array, condition: Condition) -> Float[Array, "B T"]:

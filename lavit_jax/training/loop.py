@@ -17,7 +17,7 @@ import numpy as np
 from lavit_jax.data import pipeline
 from lavit_jax.models import lavit
 from lavit_jax.parallel import rules
-from lavit_jax.training import codebook_start, samples, state, visual_cache
+from lavit_jax.training import codebook_start, samples, starting, state, visual_cache
 from lavit_jax.training.checkpoints import Checkpoints
 from lavit_jax.training.health import Health
 from lavit_jax.training.metrics import MetricWriter
@@ -137,6 +137,8 @@ def _enter(run: Run, phase: Phase, previous: TrainState | None) -> TrainState:
             lambda: state.init_state(run.modules, phase.names, tx, phase.trained, seed),
             out_shardings=shardings,
         )()
+        if run.config.get("start_from"):
+            fresh = starting.begin(run, phase, fresh, tx, shardings)
         return codebook_start.begin(run, phase, fresh)
     missing = tuple(name for name in phase.names if name not in previous.params)
     made: dict[str, Any] = {}
@@ -169,6 +171,12 @@ def _batches(run: Run, phase: Phase, current: TrainState) -> Any:
         )
     if objective == "tokenizer":
         return pipeline.image_batches(run.config, run.data_dir, batch_size, seed)
+    if objective == "diffusion":
+        pixels = run.modules.config.pixels
+        assert pixels is not None
+        return pipeline.pixel_batches(
+            run.config, run.data_dir, batch_size, seed, pixel_size=pixels.size
+        )
     cache = visual_cache.load_or_build(run, current)
     return pipeline.unified_batches(run.config, run.data_dir, run.text, cache, batch_size, seed)
 

@@ -17,6 +17,7 @@ from lavit_jax.models.lavit import Modules
 from lavit_jax.models.quantizer import Codebook
 from lavit_jax.parallel.mesh import make_mesh
 from lavit_jax.training.checkpoints import Checkpoints, read_json
+from lavit_jax.training.optimizer import averaged
 from lavit_jax.training.run import abstract_state
 from lavit_jax.training.schedule import make_schedule
 
@@ -34,6 +35,8 @@ class Restored(NamedTuple):
 
 def restore(workdir: Path) -> Restored:
     """Reads config, text tokenizer and newest checkpoint of a work directory.
+
+    Where a phase averages its weights, the averaged ones are given.
 
     Raises:
       UserError: the directory is missing, was not made by `lavit train`, or has no checkpoint yet.
@@ -59,4 +62,5 @@ def restore(workdir: Path) -> Restored:
     if found is None:
         raise UserError(f"{checkpoint_dir} has no complete checkpoint yet")
     step, state, _ = found
-    return Restored(config, step, modules, state.params, state.codebook, text)
+    params = {**state.params, **averaged(state.opt_state)}
+    return Restored(config, step, modules, params, state.codebook, text)

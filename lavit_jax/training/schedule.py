@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lavit_jax.errors import UserError
-from lavit_jax.training.objectives import READS
+from lavit_jax.training.objectives import MODULES, READS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,8 @@ def make_schedule(config: Mapping[str, Any]) -> tuple[Phase, ...]:
             )
         phase = config["phases"][name]
         _check(name, phase)
-        names += [module for module in READS[phase["objective"]] if module not in names]
+        held = (*READS[phase["objective"]], *phase.get("frozen", ()))
+        names += [module for module in held if module not in names]
         end = start + phase["steps"]
         phases.append(Phase(name, phase, index, start, end, tuple(names)))
         start = end
@@ -74,6 +75,9 @@ def _check(name: str, phase: Mapping[str, Any]) -> None:
         raise UserError(
             f"{where}.modules must be some of {READS[objective]}, got {tuple(phase['modules'])}"
         )
+    strange = sorted(set(phase.get("frozen", ())) - MODULES)
+    if strange:
+        raise UserError(f"{where}.frozen names {strange[0]!r}, expected some of {sorted(MODULES)}")
     for field in ("steps", "batch_size"):
         if phase[field] < 1:
             raise UserError(f"{where}.{field} must be at least 1, got {phase[field]}")

@@ -1,5 +1,7 @@
 """The KL autoencoder against plain torch, and its decode in tiles."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,7 +85,7 @@ def test_tiles_cover_the_side_and_overlap(length, tile):
     starts = autoencoder.tile_starts(length, tile)
     size = min(tile, length)
     assert starts[0] == 0 and starts[-1] + size == length
-    assert all(a < b <= a + size for a, b in zip(starts, starts[1:]))
+    assert all(a < b <= a + size for a, b in itertools.pairwise(starts))
 
 
 def test_one_tile_is_the_whole_decode():

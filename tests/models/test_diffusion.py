@@ -59,11 +59,11 @@ def test_times_fall_within_the_schedule(steps, spacing, offset):
     for times in (diffusion.ddim_times(config, steps), diffusion.dpm_times(config, steps)):
         assert len(times) == steps
         assert np.all(np.diff(times) < 0)
-        assert 0 <= times[-1] and times[0] < config.steps
+        assert times[-1] >= 0 and times[0] < config.steps
 
 
 def test_steps_out_of_range_are_told():
-    with pytest.raises(ValueError, match=r"steps must lie in 1..1000, got 0"):
+    with pytest.raises(ValueError, match=r"steps must lie in 1..999, got 0"):
         diffusion.ddim_times(SD, 0)
     with pytest.raises(ValueError, match="solver must be one of"):
         diffusion.plan(SD, "euler", 4)
@@ -116,7 +116,7 @@ def test_the_faster_solver_needs_fewer_steps():
     config, spread = dataclasses.replace(SD, final_alpha_one=True), 0.2
     noise = jnp.array([[1.0]])
     denoise = gaussian_denoiser(config, spread)
-    exact = diffusion.sample(config, denoise, noise, "ddim", 1000)
+    exact = diffusion.sample(config, denoise, noise, "ddim", 500)
     error = {
         solver: abs(float((diffusion.sample(config, denoise, noise, solver, 12) - exact)[0, 0]))
         for solver in diffusion.SOLVERS
@@ -139,9 +139,7 @@ def test_a_walk_ends_where_sampling_does():
 def test_clipping_bounds_the_predicted_picture():
     config = dataclasses.replace(SD, clip=0.5, final_alpha_one=True)
     picture = jnp.array([[0.9, -0.9, 0.1]])
-    found = diffusion.sample(
-        config, denoiser_of(config, picture), jnp.ones((1, 3)), "dpm++", 8
-    )
+    found = diffusion.sample(config, denoiser_of(config, picture), jnp.ones((1, 3)), "dpm++", 8)
     np.testing.assert_allclose(found, [[0.5, -0.5, 0.1]], atol=1e-5)
 
 

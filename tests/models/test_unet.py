@@ -131,7 +131,8 @@ def test_recomputing_changes_no_gradient():
 def test_sizes_that_do_not_fit_are_told():
     sizes = {
         "channels": (8, 16), "layers": (1, 1), "down_attention": (True, True),
-        "up_attention": (True, True), "heads": (2, 2), "depths": (1, 1), "condition": 4, "groups": 4,
+        "up_attention": (True, True), "heads": (2, 2), "depths": (1, 1), "condition": 4,
+        "groups": 4,
     }  # fmt: skip
     assert UNetConfig(**sizes).time_width == 32
     with pytest.raises(ValueError, match="unet.heads has 1 values for 2 levels"):
