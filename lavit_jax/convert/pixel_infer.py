@@ -190,6 +190,15 @@ def _sized(settings: Settings, where: Path) -> dict[str, int]:
     return {"size_width": width, "pooled": total - SIZES * width}
 
 
+def _side(settings: Settings, default: int, where: Path) -> int:
+    """The longer side a model was trained on."""
+    given = settings.get("sample_size") or default
+    side = max(given) if isinstance(given, list) else given
+    if not isinstance(side, int) or side < 1:
+        raise UserError(f"{where}: sample_size is {given!r}, expected a positive whole number")
+    return side
+
+
 def autoencoder(settings: Settings, where: Path) -> AutoencoderConfig:
     """From `vae/config.json`.
 
@@ -205,8 +214,6 @@ def autoencoder(settings: Settings, where: Path) -> AutoencoderConfig:
         given = settings.get(key, [kind] * len(channels))
         if given != [kind] * len(channels):
             raise UserError(f"{where}: {key} {given!r}, expected {kind!r} for every level")
-    side = settings.get("sample_size", 32)
-    side = max(side) if isinstance(side, list) else side
     return _typed(
         AutoencoderConfig,
         where,
@@ -220,7 +227,7 @@ def autoencoder(settings: Settings, where: Path) -> AutoencoderConfig:
         middle_attention=settings.get("mid_block_add_attention", True),
         quant_conv=settings.get("use_quant_conv", True),
         post_quant_conv=settings.get("use_post_quant_conv", True),
-        tile=max(side // 2 ** (len(channels) - 1), 1),
+        tile=max(_side(settings, 32, where) // 2 ** (len(channels) - 1), 1),
     )
 
 
@@ -282,7 +289,7 @@ def decoder(kind: str, folder: Path, tensors: Tensors) -> PixelParts:
         where,
         unet=sizes,
         noise=noise(read.read_json(schedule), schedule),
-        size=settings.get("sample_size", 64) * pictures.factor,
+        size=_side(settings, 64, where) * pictures.factor,
         autoencoder=pictures,
         guidance=guidance,
         sampling_steps=steps,

@@ -201,7 +201,7 @@ class PixelDecoder:
         missing = [name for name in needed if name not in params]
         if missing:
             raise UserError(f"the {kind} pixel decoder has no {missing[0]}")
-        self._params = {name: params[name] for name in needed}
+        self._params = jax.tree.map(jnp.asarray, {name: params[name] for name in needed})
 
     def paint(
         self, ids: Sequence[np.ndarray], seed: int = 0, settings: Settings | None = None
