@@ -7,9 +7,9 @@ import jinja2
 import numpy as np
 import pytest
 
+from lavit_jax.errors import UserError
 from lavit_jax.report import galleries
 from lavit_jax.report.data import SHOWN_CARDS, Bar, Card, Gallery, ReportData, twemoji_bars
-from lavit_jax.errors import UserError
 from lavit_jax.report.html import add_gallery, render, write_report
 
 RNG = np.random.default_rng(0)
