@@ -47,15 +47,17 @@ def signal(config: NoiseConfig) -> np.ndarray:
 
 def _spread(config: NoiseConfig, steps: int, points: int) -> np.ndarray:
     """`steps` whole times, descending; "leading" and "linspace" cut T by `points` of them."""
-    most = config.steps - points + steps - config.offset
-    if not 0 < steps <= most:
-        raise ValueError(f"steps must lie in 1..{most}, got {steps}")
-    if config.spacing == "leading":
-        every = config.steps // points
-        return (np.arange(points) * every)[::-1][:steps] + config.offset
+    total = config.steps
+    if not 0 < steps <= points <= total:
+        raise ValueError(f"{steps} steps do not fit a schedule of {total}")
     if config.spacing == "trailing":
-        return np.round(config.steps - np.arange(steps) * (config.steps / steps)).astype(int) - 1
-    return np.round(np.linspace(0, config.steps - 1, points))[::-1][:steps].astype(int)
+        return np.round(total - np.arange(steps) * (total / steps)).astype(int) - 1
+    if config.spacing == "linspace":
+        return np.round(np.linspace(0, total - 1, points))[::-1][:steps].astype(int)
+    times = (np.arange(points) * (total // points))[::-1][:steps] + config.offset
+    if times[0] >= total:
+        raise ValueError(f"{steps} steps do not fit a schedule of {total}")
+    return times
 
 
 def ddim_times(config: NoiseConfig, steps: int) -> np.ndarray:

@@ -106,7 +106,7 @@ def test_settings_that_cannot_be_followed_are_told(decoders):
         paint(height=15)
     with pytest.raises(UserError, match="solver must be one of"):
         paint(solver="euler")
-    with pytest.raises(UserError, match="steps must lie in"):
+    with pytest.raises(UserError, match="0 steps do not fit"):
         paint(steps=0)
     with pytest.raises(UserError, match="has 17 ids, more than its 16 patches"):
         decoders["lowres"].paint([np.arange(17)])
