@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -45,30 +46,44 @@ def test_ids_and_seed_decide_the_picture(decoders, kind):
     assert np.abs(first - paint(IDS[1], 0)).max() > 20
 
 
-def test_highres_paints_every_published_ratio(decoders):
-    shapes = set()
-    for height, width in ASPECT_RATIOS:
-        # A miniature: the same ratios at a thirty-second of the side, in multiples of the factor.
-        small = Settings(height=height // 32, width=width // 32, steps=1)
-        shapes.add(decoders["highres"].paint([IDS[0]], settings=small)[0].shape)
-    assert shapes == {(h // 32, w // 32, 3) for h, w in ASPECT_RATIOS}
+def painter_of(decoder):
+    return pixels._Painter(decoder.kind, decoder.config, decoder._heads)
 
 
-def test_sizes_are_part_of_the_highres_condition(decoders):
-    wide = Settings(height=16, width=24, steps=2)
-    tall = Settings(height=24, width=16, steps=2)
-    one, other = (decoders["highres"].paint([IDS[0]], settings=s)[0] for s in (wide, tall))
-    assert one.shape == (16, 24, 3) and other.shape == (24, 16, 3)
+@pytest.mark.parametrize("size", ASPECT_RATIOS)
+def test_highres_paints_every_published_ratio_and_is_told_its_size(decoders, size):
+    decoder, seen = decoders["highres"], []
+    painter = painter_of(decoder)
+    factor = decoder.config.factor
+    full = decoder._full(Settings(height=size[0], width=size[1]))
+
+    def paint(params, codes, ids, valid, keys):
+        embedded = codes[ids]
+        seen.append(painter._condition(params, embedded, valid, full).sizes_B6)
+        return painter.paint(params, codes, None, ids, valid, keys, full)
+
+    ids, keys = np.zeros((2, 16), np.int32), jax.random.split(jax.random.key(0), 2)
+    shape = jax.eval_shape(paint, decoder._params, decoder._codes, ids, ids == 0, keys)
+    assert shape.shape == (2, *size, 3)
+    assert size[0] % factor == size[1] % factor == 0
+    assert seen[0].shape == (2, 6)
+
+
+def test_sizes_of_the_condition_are_those_asked_for(decoders):
+    decoder = decoders["highres"]
+    full = decoder._full(Settings(height=768, width=1344))
+    codes = np.zeros((1, 16, decoder._codes.shape[1]), np.float32)
+    condition = painter_of(decoder)._condition(decoder._params, codes, np.ones((1, 16), bool), full)
+    np.testing.assert_array_equal(condition.sizes_B6, [[768, 1344, 0, 0, 768, 1344]])
 
 
 def test_guidance_of_one_is_the_conditional_branch_alone(decoders):
     # Nearly one runs both branches, one runs only the conditional one.
-    for kind in ("lowres", "highres"):
-        one, near = (
-            decoders[kind].paint(IDS[:1], settings=Settings(steps=2, guidance=g))[0].astype(int)
-            for g in (1.0, 1.0 + 1e-6)
-        )
-        assert np.abs(one - near).max() <= 1
+    one, near = (
+        decoders["lowres"].paint(IDS[:1], settings=Settings(steps=2, guidance=g))[0].astype(int)
+        for g in (1.0, 1.0 + 1e-6)
+    )
+    assert np.abs(one - near).max() <= 1
 
 
 def test_the_stored_unconditional_embeddings_are_used(loaded):
@@ -94,7 +109,7 @@ def test_tiles_paint_the_same_scene(decoders):
 def test_one_program_serves_every_call(decoders):
     decoder = decoders["lowres"]
     decoder.paint(IDS, settings=QUICK)
-    program = pixels._program(pixels._Painter(decoder.kind, decoder.config, decoder._heads))
+    program = pixels._program(painter_of(decoder))
     compiled = program._cache_size()
     decoder.paint(IDS[::-1], seed=9, settings=QUICK)
     assert program._cache_size() == compiled
