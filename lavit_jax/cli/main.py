@@ -9,11 +9,20 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from lavit_jax import allocator
-from lavit_jax.cli import answer, caption, draw, parity, quickstart, tokenize, train
+from lavit_jax.cli import answer, caption, convert, draw, parity, quickstart, tokenize, train
 from lavit_jax.cli.common import Command
 
 # Modules of one command each, in the order of `lavit --help`; none imports jax before it runs.
-COMMANDS: tuple[Command, ...] = (quickstart, train, tokenize, caption, answer, draw, parity)
+COMMANDS: tuple[Command, ...] = (
+    quickstart,
+    train,
+    tokenize,
+    caption,
+    answer,
+    draw,
+    convert,
+    parity,
+)
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
@@ -104,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides = rest  # --config.field=value; the config says which fields there are
     elif rest:
         args.sub.error(f"unrecognized arguments: {' '.join(rest)}")
-    allocator.keep_freed_memory()
+    if args.run is not convert.run:  # which uses large blocks once, and should give them back
+        allocator.keep_freed_memory()
     try:
         return args.run(args) or 0
     except KeyboardInterrupt:

@@ -24,6 +24,7 @@ import numpy as np
 
 from lavit_jax.convert import parity_pixels, published
 from lavit_jax.convert.parity_base import Check, Model, Reference, Result, run_module
+from lavit_jax.convert.plan import ALL_PARTS
 from lavit_jax.errors import UserError
 from lavit_jax.models import attention, lavit, quantizer, selector
 from lavit_jax.models.decoder import FeatureDecoder, HighresHead, LowresHead
@@ -233,7 +234,8 @@ def compare(result: Result, expected: np.ndarray) -> Row:
 
 
 def _load(directory: Path) -> Model:
-    loaded = published.load_published(directory)
+    parts = published.parts_of(directory, known=ALL_PARTS)
+    loaded = published.load_published(directory, parts)
     params = jax.tree.map(jnp.asarray, loaded.params)
     return Model(loaded, lavit.build_modules(loaded.config), params)
 
@@ -265,7 +267,7 @@ def run(directory: str | Path, checks: tuple[Check, ...] = CHECKS) -> list[Row]:
       UserError: no `reference_io.npz`, or a broken checkpoint.
     """
     directory = Path(directory)
-    published.parts_of(directory)
+    published.parts_of(directory, known=ALL_PARTS)
     ref = Reference(directory / FILE)
     model = _load(directory)
     rows: dict[str, Row] = {}

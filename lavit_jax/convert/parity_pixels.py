@@ -66,9 +66,8 @@ def _autoencoder(model: Model) -> tuple[Autoencoder, dict[str, jax.Array]] | Non
 
 def check_autoencoder(model: Model, ref: Reference) -> Iterator[Result]:
     """Latents to pictures and pictures to latents, and the stored unconditional condition."""
-    lowres = model.loaded.pixels.get("lowres")
-    if lowres is not None and lowres.unconditional_LF is not None:
-        yield Result("uncond_embeddings", lowres.unconditional_LF[None])
+    if model.has("lowres_uncond"):
+        yield Result("uncond_embeddings", *model.params["lowres_uncond"].values())
     found = _autoencoder(model)
     if found is None:
         return

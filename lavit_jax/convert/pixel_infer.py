@@ -11,11 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from lavit_jax.convert import forms, pixel_names, read
+from lavit_jax.convert import pixel_names, read
 from lavit_jax.convert.infer import Conditions
-from lavit_jax.convert.read import Tensors
+from lavit_jax.convert.read import Named, Tensors
 from lavit_jax.errors import UserError
 from lavit_jax.models.pixel_config import (
     AutoencoderConfig,
@@ -29,7 +27,6 @@ Settings = Mapping[str, Any]
 FOLDERS = {"lowres": "pixel_decoding", "highres": "highres_pixel_decoding"}
 # Guidance and steps of the published code.
 SAMPLING = {"lowres": (5.0, 50), "highres": (7.0, 25)}
-UNCONDITIONAL = "uncond_embeddings"
 SIZES = 6
 DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
@@ -66,21 +63,17 @@ NOISE_UNUSED = {"thresholding": False, "trained_betas": None}
 
 @dataclasses.dataclass(frozen=True)
 class PixelParts:
-    """A published pixel decoder beside its parameters.
+    """Sizes of a published pixel decoder.
 
     Attributes:
       config: sizes and noise schedule.
-      unconditional_LF: condition of the unconditional branch; None: zeros.
-      attention: how the file calls the parts of the autoencoder's attention.
-      attention_form: how it stores their weights.
+      old_attention: its file calls the parts of the autoencoder's attention by their old names.
+      wide_attention: it stores their weights as 1x1 convolutions.
     """
 
     config: PixelConfig
-    unconditional_LF: np.ndarray | None = None
-    attention: Mapping[str, str] = dataclasses.field(
-        default_factory=lambda: pixel_names.NEW_ATTENTION
-    )
-    attention_form: forms.LinearForm = forms.linear
+    old_attention: bool = False
+    wide_attention: bool = False
 
 
 def _refuse_unused(settings: Settings, unused: Mapping[str, Any], where: Path) -> None:
@@ -255,28 +248,30 @@ def noise(settings: Settings, where: Path) -> NoiseConfig:
     )
 
 
-def _attention(tensors: Tensors) -> dict[str, Any]:
+def _attention(tensors: Named) -> dict[str, bool]:
     """How a file of the autoencoder calls and stores its attention."""
-    names = pixel_names.NEW_ATTENTION
-    if "encoder.mid_block.attentions.0.query.weight" in tensors.infos:
-        names = pixel_names.OLD_ATTENTION
-    info = tensors.infos.get(f"encoder.mid_block.attentions.0.{names['query']}.weight")
-    wide = info is not None and len(info.shape) == 4
-    return {"attention": names, "attention_form": forms.pointwise if wide else forms.linear}
+    name = "encoder.mid_block.attentions.0.{}.weight"
+    old = name.format(pixel_names.OLD_ATTENTION["query"]) in tensors.infos
+    names = pixel_names.OLD_ATTENTION if old else pixel_names.NEW_ATTENTION
+    info = tensors.infos.get(name.format(names["query"]))
+    return {"old_attention": old, "wide_attention": info is not None and len(info.shape) == 4}
 
 
-def decoder(kind: str, folder: Path, tensors: Tensors) -> PixelParts:
-    """All sizes of one pixel decoder.
-
-    Args:
-      kind: "lowres" or "highres".
-      folder: `pixel_decoding` or `highres_pixel_decoding`.
-      tensors: of its autoencoder.
+def decoders(directory: Path, sources: Mapping[str, Tensors]) -> dict[str, PixelParts]:
+    """Sizes of the pixel decoders whose files are open, by kind.
 
     Raises:
-      FileNotFoundError: a config or the unconditional embeddings are missing.
+      FileNotFoundError: a config is missing.
       UserError: a config that cannot be used, or configs that do not fit each other.
     """
+    return {
+        kind: _decoder(kind, directory / folder, sources)
+        for kind, folder in FOLDERS.items()
+        if f"{kind}_unet" in sources
+    }
+
+
+def _decoder(kind: str, folder: Path, sources: Mapping[str, Tensors]) -> PixelParts:
     where = folder / "unet" / "config.json"
     settings = read.read_json(where)
     sizes = unet(settings, where)
@@ -294,16 +289,16 @@ def decoder(kind: str, folder: Path, tensors: Tensors) -> PixelParts:
         guidance=guidance,
         sampling_steps=steps,
     )
-    embeddings = _unconditional(folder, sizes.condition) if kind == "lowres" else None
-    return PixelParts(config, embeddings, **_attention(tensors))
+    if f"{kind}_uncond" in sources:
+        _check_unconditional(sources[f"{kind}_uncond"], sizes.condition)
+    return PixelParts(config, **_attention(sources[f"{kind}_autoencoder"]))
 
 
-def _unconditional(folder: Path, width: int) -> np.ndarray:
-    path = read.weights(folder / UNCONDITIONAL)
-    stored = read.load_tensor(path)
-    if stored.ndim != 3 or stored.shape[0] != 1 or stored.shape[-1] != width:
-        raise UserError(f"{path}: has shape {stored.shape}, expected [1, L, {width}]")
-    return stored[0].astype(np.float32)
+def _check_unconditional(tensors: Tensors, width: int) -> None:
+    shapes = [info.shape for info in tensors.infos.values()]
+    if len(shapes) != 1 or len(shapes[0]) != 3 or (shapes[0][0], shapes[0][2]) != (1, width):
+        found = shapes[0] if len(shapes) == 1 else f"{len(shapes)} tensors"
+        raise UserError(f"{tensors.path}: has {found}, expected one tensor [1, L, {width}]")
 
 
 def check_conditions(parts: Mapping[str, PixelParts], conditions: Conditions, where: Path) -> None:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lavit_jax.convert import record
 from lavit_jax.data import images as image_data
 from lavit_jax.data.layout import QUESTION, SpecialIds
 from lavit_jax.data.text import TextTokenizer
@@ -22,11 +23,11 @@ from lavit_jax.errors import UserError
 from lavit_jax.inference import prompts as layout
 from lavit_jax.inference.beams import BeamConfig
 from lavit_jax.inference.generate import SamplingConfig
-from lavit_jax.inference.pixels import PixelDecoder, Settings, trained
+from lavit_jax.inference.pixels import PixelDecoder, Settings, published, trained
 from lavit_jax.inference.programs import banned_ids, programs
 from lavit_jax.inference.prompts import Features, Row
 from lavit_jax.models.config import LavitConfig
-from lavit_jax.models.lavit import Modules
+from lavit_jax.models.lavit import Modules, build_modules
 from lavit_jax.models.quantizer import Codebook
 
 Image = np.ndarray | str | os.PathLike[str]
@@ -66,8 +67,6 @@ class Lavit:
       config: sizes.
       modules: the Flax modules.
       params: their parameters by module.
-      codebook: the codes ids stand for.
-      text: the text tokenizer.
       pixels: diffusion decoders by kind, beside the one-pass pixel head.
     """
 
@@ -75,15 +74,37 @@ class Lavit:
         self,
         modules: Modules,
         params: dict[str, Any],
-        codebook: Codebook,
-        text: TextTokenizer,
+        codebook: Codebook | None,
+        text: TextTokenizer | None,
         pixels: Mapping[str, PixelDecoder] | None = None,
     ) -> None:
         self.config: LavitConfig = modules.config
-        self.modules, self.params, self.codebook, self.text = modules, params, codebook, text
+        self.modules, self.params, self._codebook, self._text = modules, params, codebook, text
         self.pixels = pixels or {}
         self._programs = programs(modules)
         self._special = SpecialIds(modules.config.llm.text_vocab, modules.config.llm.codes)
+
+    @property
+    def codebook(self) -> Codebook:
+        """The codes ids stand for.
+
+        Raises:
+          UserError: the checkpoint came without a visual tokenizer.
+        """
+        if self._codebook is None:
+            raise UserError("this model has no codebook: its checkpoint has no visual tokenizer")
+        return self._codebook
+
+    @property
+    def text(self) -> TextTokenizer:
+        """The text tokenizer.
+
+        Raises:
+          UserError: the checkpoint came without one.
+        """
+        if self._text is None:
+            raise UserError("this model has no text tokenizer: its source had no tokenizer.model")
+        return self._text
 
     def tokenize(self, images: Sequence[Image]) -> list[VisualTokens]:
         """Turns pictures into visual ids.
@@ -278,7 +299,7 @@ class Lavit:
         self, images: Sequence[Image], after: Sequence[Sequence[int]], config: BeamConfig
     ) -> list[str]:
         """Text after each image and the ids that follow it."""
-        self._need("llm", "conditioner")
+        self._need("encoder", "selector", "conditioner", "llm")
         banned = banned_ids(self.modules, text=True)
         special = self._special
         said: list[str] = []
@@ -345,8 +366,8 @@ class Lavit:
         missing = [name for name in names if name not in self.params]
         if missing:
             raise UserError(
-                f"this model has no {missing[0]} yet: its training has not come to the phase "
-                "that makes it"
+                f"this model has no {missing[0]}: the checkpoint it was converted from has none, "
+                "or its training has not come to the phase that makes it"
             )
 
 
@@ -366,17 +387,38 @@ def _nonblank(text: str, what: str) -> str:
     return text
 
 
-def load(workdir: str | os.PathLike[str]) -> Lavit:
-    """Loads a training run's newest checkpoint.
+def load(workdir: str | os.PathLike[str], decoders: Sequence[str] = ()) -> Lavit:
+    """Loads a training run's newest checkpoint, or a converted one.
 
     Args:
-      workdir: the run's directory.
+      workdir: the run's directory, or one made by `lavit convert`.
+      decoders: kinds of pixel decoders to load of a converted one, "lowres" and "highres"; what
+        a run trained is always there.
 
     Raises:
-      UserError: no such run, or it has no readable checkpoint.
+      UserError: no such directory, or it has no readable checkpoint.
     """
+    if (Path(workdir) / record.FILE).is_file():
+        return _load_converted(Path(workdir), decoders)
     from lavit_jax.training.restore import restore
 
     found = restore(Path(workdir))
     pixels = trained(found.modules, found.params, found.codebook)
     return Lavit(found.modules, found.params, found.codebook, found.text, pixels)
+
+
+def _load_converted(directory: Path, decoders: Sequence[str]) -> Lavit:
+    """The parts of a converted checkpoint that inference uses."""
+    from lavit_jax.convert import load as converted
+    from lavit_jax.convert.pixel_infer import FOLDERS
+    from lavit_jax.convert.published import PARTS
+
+    unknown = [kind for kind in decoders if kind not in FOLDERS]
+    if unknown:
+        raise UserError(f"decoder {unknown[0]!r} is unknown, expected some of {', '.join(FOLDERS)}")
+    parts = [part for part in record.load(directory).parts if part in PARTS]
+    parts += [FOLDERS[kind] for kind in decoders]
+    found = converted.load_converted(directory, parts=parts)
+    text = converted.text_tokenizer(directory)
+    pixels = published(found) if decoders else {}
+    return Lavit(build_modules(found.config), found.params, found.codebook, text, pixels)

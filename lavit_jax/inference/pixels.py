@@ -190,7 +190,7 @@ class PixelDecoder:
         heads: Heads,
         params: Mapping[str, Any],
         codes_KC: Float[Array, "K C"],
-        unconditional_LF: np.ndarray | None = None,
+        unconditional_LF: Any = None,
     ) -> None:
         self.kind, self.config = kind, config
         self._heads, self._codes = heads, codes_KC
@@ -268,6 +268,8 @@ def published(loaded: Published) -> dict[str, PixelDecoder]:
         raise UserError("pixel decoders need the codebook of visual_tokenizer/")
     conditions, found = loaded.extra.conditions, {}
     for kind, part in loaded.pixels.items():
+        if f"{kind}_unet" not in loaded.params:
+            continue
         sizes = loaded.config.decoder
         widths: tuple[int, ...] = (part.config.unet.condition,)
         if kind == "highres" and conditions.highres and conditions.highres_decoder:
@@ -278,9 +280,15 @@ def published(loaded: Published) -> dict[str, PixelDecoder]:
             Heads(sizes, widths, conditions.pool_heads),
             loaded.params,
             loaded.codebook.codes_KC,
-            part.unconditional_LF,
+            _unconditional(loaded.params, kind),
         )
     return found
+
+
+def _unconditional(params: Mapping[str, Any], kind: str) -> Any:
+    """The stored condition of no picture [L, F]; None where a decoder has zeros."""
+    stored = params.get(f"{kind}_uncond")
+    return None if stored is None else next(iter(stored.values()))[0]
 
 
 def trained(

@@ -95,7 +95,7 @@ def _load(source: Path) -> tuple[Mapping[str, Any], Codebook | None]:
     from lavit_jax.convert import published
 
     wanted = (published.VISUAL, "pixel_decoding")
-    parts = [part for part in published.parts_of(source) if part in wanted]
+    parts = published.parts_of(source, known=wanted)
     loaded = published.load_published(source, parts)
     return loaded.params, loaded.codebook
 

@@ -87,14 +87,13 @@ def test_guidance_of_one_is_the_conditional_branch_alone(decoders):
 
 
 def test_the_stored_unconditional_embeddings_are_used(loaded):
-    import dataclasses
-
-    part = loaded.pixels["lowres"]
-    other = loaded._replace(
-        pixels={"lowres": dataclasses.replace(part, unconditional_LF=part.unconditional_LF * 0 + 1)}
+    ((name, stored),) = loaded.params["lowres_uncond"].items()
+    other = loaded._replace(params=loaded.params | {"lowres_uncond": {name: stored * 0 + 1}})
+    one, two = (
+        pixels.published(found)["lowres"].paint(IDS[:1], settings=QUICK)[0].astype(int)
+        for found in (loaded, other)
     )
-    paint = lambda l: pixels.published(l)["lowres"].paint(IDS[:1], settings=QUICK)[0]  # noqa: E731,E741
-    assert np.abs(paint(loaded).astype(int) - paint(other).astype(int)).max() > 5
+    assert np.abs(one - two).max() > 5
 
 
 def test_tiles_paint_the_same_scene(decoders):
