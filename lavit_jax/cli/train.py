@@ -14,6 +14,8 @@ EXAMPLES = """\
 examples:
   lavit train --config configs/mini.py --workdir workdir/mini
   lavit train --config configs/twemoji.py:full --workdir workdir/full --config.seed=1
+  lavit train --config configs/twemoji_pixels.py --workdir workdir/pixels \
+      --config.start_from=workdir/quickstart
 """
 
 
@@ -43,4 +45,8 @@ def run(args: argparse.Namespace) -> None:
     from lavit_jax.training.run import train
 
     train(config, args.workdir)
+    if config.get("start_from"):
+        from lavit_jax import pixel_report
+
+        pixel_report.add(args.workdir)
     print(f"done: {args.workdir}", file=sys.stderr)

@@ -7,7 +7,7 @@ without changing them, so that writing back what was read gives the same bits.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -150,9 +150,23 @@ def created_rows(rows_TE: np.ndarray, count: int, seed: int) -> np.ndarray:
     return made
 
 
+LinearForm = Callable[[int, int], Form]
+
+
 def linear(inputs: int, outputs: int) -> Form:
     """torch's Linear weight [out, in] to a kernel [in, out]."""
     return Form((outputs, inputs), 1, (outputs, inputs), (1, 0), (inputs, outputs))
+
+
+def pointwise(inputs: int, outputs: int) -> Form:
+    """1x1 convolution [out, in, 1, 1] to a kernel [in, out]."""
+    return Form((outputs, inputs, 1, 1), 1, (outputs, inputs), (1, 0), (inputs, outputs))
+
+
+def convolution(inputs: int, outputs: int, size: int) -> Form:
+    """Convolution [out, in, s, s] to a kernel [s, s, in, out]."""
+    shape = (outputs, inputs, size, size)
+    return Form(shape, 1, shape, (2, 3, 1, 0), (size, size, inputs, outputs))
 
 
 def same(*shape: int) -> Form:

@@ -9,8 +9,9 @@ import dataclasses
 import difflib
 import math
 import re
+import types
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lavit_jax.convert.names import CLIP_PREFIX
 from lavit_jax.convert.read import Tensors
@@ -26,6 +27,9 @@ from lavit_jax.models.config import (
     SelectorConfig,
     TextTowerConfig,
 )
+
+if TYPE_CHECKING:
+    from lavit_jax.convert.pixel_infer import PixelParts
 
 PUBLISHED_HEAD_DIM = 88
 PUBLISHED_MLP_RATIO = 4.3637
@@ -58,6 +62,7 @@ class Sizes(NamedTuple):
       tied: the language model's head is its embedding and not stored again.
       text_only: the language model is a plain Llama, without rows for anything visual.
       encoder_prefix: before the encoder's names; not empty in a plain EVA-CLIP.
+      pixels: sizes of the pixel decoders, by "lowres" and "highres".
     """
 
     config: LavitConfig
@@ -65,6 +70,7 @@ class Sizes(NamedTuple):
     tied: bool = False
     text_only: bool = False
     encoder_prefix: str = ""
+    pixels: Mapping[str, PixelParts] = types.MappingProxyType({})
 
 
 def shape_of(tensors: Tensors, name: str, *axes: str) -> tuple[int, ...]:

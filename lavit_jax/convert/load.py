@@ -68,7 +68,7 @@ def load_converted(
         codebook = Codebook(codes, ones())
     ignored = (f"{c}: {name}" for c, names in stored.left.items() for name in names)
     extra = Extra(stored.sizes.conditions, tuple(ignored), tuple(stored.absent))
-    return Published(stored.sizes.config, params, codebook, extra)
+    return Published(stored.sizes.config, params, codebook, extra, stored.sizes.pixels)
 
 
 def text_tokenizer(path: str | os.PathLike[str]) -> TextTokenizer | None:

@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lavit_jax.convert import parity_generation, published
+from lavit_jax.convert import parity_generation, parity_pixels, published
 from lavit_jax.convert.parity_base import Check, Model, Reference, Result, run_module
+from lavit_jax.convert.plan import ALL_PARTS
 from lavit_jax.errors import UserError
 from lavit_jax.models import attention, lavit, quantizer, selector
 from lavit_jax.models.decoder import FeatureDecoder, HighresHead, LowresHead
@@ -43,7 +44,7 @@ class Row:
       name: of the array.
       shape: of the whole array.
       max_abs_diff: largest difference where the array means anything; nan when not compared.
-      tolerance: the most that agrees; 0 for ids.
+      tolerance: the most that agrees; 0 for ids, and more for a walk that grows large.
       ok: False only when the difference exceeds the tolerance.
       status: "checked", "input" (what checks read) or "not checked" (nothing covers it yet).
     """
@@ -212,6 +213,9 @@ CHECKS: tuple[Check, ...] = (
     check_condition,
     parity_generation.check_text,
     parity_generation.check_drawing,
+    parity_pixels.check_unets,
+    parity_pixels.check_autoencoder,
+    parity_pixels.check_sampling,
 )
 
 
@@ -220,6 +224,8 @@ def compare(result: Result, expected: np.ndarray) -> Row:
     ours = np.asarray(result.value)
     exact = expected.dtype.kind in "iub"
     tolerance = 0.0 if exact else FLOAT_TOLERANCE
+    if result.relative:
+        tolerance *= max(1.0, float(np.abs(expected).max(initial=0.0)))
     if ours.shape != expected.shape:
         return Row(result.name, expected.shape, float("inf"), tolerance, ok=False)
     # Impossible ids score -inf on both sides: equal, though their difference is nan.
@@ -237,7 +243,8 @@ def _minus(ours: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 
 def _load(directory: Path) -> Model:
-    loaded = published.load_published(directory)
+    parts = published.parts_of(directory, known=ALL_PARTS)
+    loaded = published.load_published(directory, parts)
     params = jax.tree.map(jnp.asarray, loaded.params)
     return Model(loaded, lavit.build_modules(loaded.config), params)
 
@@ -269,7 +276,7 @@ def run(directory: str | Path, checks: tuple[Check, ...] = CHECKS) -> list[Row]:
       UserError: no `reference_io.npz`, or a broken checkpoint.
     """
     directory = Path(directory)
-    published.parts_of(directory)
+    published.parts_of(directory, known=ALL_PARTS)
     ref = Reference(directory / FILE)
     model = _load(directory)
     rows: dict[str, Row] = {}

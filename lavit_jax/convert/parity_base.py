@@ -50,11 +50,19 @@ class Reference:
 
 
 class Result(NamedTuple):
-    """What we computed for an array, and where the array means anything (None: everywhere)."""
+    """What we computed for an array.
+
+    Attributes:
+      name: of the array.
+      value: ours.
+      where: where the array means anything; None: everywhere.
+      relative: the tolerance grows with the array's largest magnitude, where that exceeds 1.
+    """
 
     name: str
     value: Any
     where: np.ndarray | None = None
+    relative: bool = False
 
 
 class Model(NamedTuple):

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from lavit_jax.convert import forms, read
+from lavit_jax.convert import forms, pixel_names, read
 from lavit_jax.convert.forms import Entry, Table
+from lavit_jax.convert.pixel_infer import PixelParts
 from lavit_jax.convert.read import Info, Tensors
 
 # Part to what our modules of it begin with, as the condition heads `lowres_head`, `highres_head`.
@@ -39,13 +40,19 @@ def part_of(component: str) -> str:
     return next(part for part, kind in PARTS.items() if component.startswith(f"{kind}_"))
 
 
-def table(component: str, infos: Mapping[str, Info]) -> Table:
-    """The table of one component.
-
-    Every tensor as it is, dots in its name becoming levels of our tree: such a table expects what
-    is there. A component with a table of its own replaces it here.
-    """
-    return tuple(
-        Entry(name, (f"{component}/{name.replace('.', '/')}",), forms.same(*info.shape))
-        for name, info in infos.items()
-    )
+def table(component: str, infos: Mapping[str, Info], pixels: Mapping[str, PixelParts]) -> Table:
+    """The table of one component; the condition of no picture stays as it is."""
+    kind, _, module = component.partition("_")
+    if module == "uncond":
+        return tuple(
+            Entry(name, (f"{component}/{name}",), forms.same(*info.shape))
+            for name, info in infos.items()
+        )
+    part = pixels[kind]
+    if module == "unet":
+        return forms.under(pixel_names.unet(part.config.unet), path=f"{component}/")
+    assert part.config.autoencoder is not None
+    attention = pixel_names.OLD_ATTENTION if part.old_attention else pixel_names.NEW_ATTENTION
+    form = forms.pointwise if part.wide_attention else forms.linear
+    entries = pixel_names.autoencoder(part.config.autoencoder, attention, form)
+    return forms.under(entries, path=f"{component}/")

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from lavit_jax.convert import forms, infer, names, pixel_parts, read
+from lavit_jax.convert import forms, infer, names, pixel_infer, pixel_parts, read
 from lavit_jax.convert.forms import Table
 from lavit_jax.convert.infer import Conditions, Sizes
+from lavit_jax.convert.pixel_infer import PixelParts
 from lavit_jax.convert.read import Named, Tensors
 from lavit_jax.data.text import TextTokenizer
 from lavit_jax.errors import UserError
@@ -56,15 +57,18 @@ class Published(NamedTuple):
     Attributes:
       config: sizes, all inferred.
       params: numpy arrays by module name: encoder, selector, merger, quantizer, decoder,
-        lowres_head, highres_decoder, highres_head, conditioner, llm; those present.
+        lowres_head, highres_decoder, highres_head, conditioner, llm, and unet and autoencoder
+        of the pixel decoders, as "lowres_unet" and so on; those present.
       codebook: codes as stored (counts are not published: ones); None without a tokenizer.
       extra: the rest.
+      pixels: sizes of the pixel decoders, by "lowres" and "highres".
     """
 
     config: LavitConfig
     params: dict[str, Any]
     codebook: Codebook | None
     extra: Extra
+    pixels: Mapping[str, PixelParts]
 
 
 def parts_of(
@@ -186,7 +190,10 @@ def infer_config(
         decoder=infer.decoder(decoding, heads) if decoding else None,
         llm=llm,
     )
-    return Sizes(config, infer.conditions(lowres, highres, heads), tied, text_only, prefix)
+    conditions = infer.conditions(lowres, highres, heads)
+    pixels = pixel_infer.decoders(directory, sources)
+    pixel_infer.check_conditions(pixels, conditions, directory)
+    return Sizes(config, conditions, tied, text_only, prefix, pixels)
 
 
 def _known_codes(directory: Path, stored: int | None, given: int | None) -> int | None:
@@ -230,7 +237,7 @@ def tables(sources: Mapping[str, Named], sizes: Sizes) -> dict[str, Table]:
             case "llm":
                 made[component] = names.llama(config.llm, sizes.tied, sizes.text_only)
             case _:
-                made[component] = pixel_parts.table(component, tensors.infos)
+                made[component] = pixel_parts.table(component, tensors.infos, sizes.pixels)
     return made
 
 
@@ -310,7 +317,8 @@ def load_published(
 
     Args:
       directory: folder in the published layout.
-      parts: of "visual_tokenizer" and "language_model" (default: those there).
+      parts: of "visual_tokenizer", "language_model", "pixel_decoding" and
+        "highres_pixel_decoding" (default: the first two, those there).
       heads: see `infer_config`.
       codes: see `infer_config`.
       llm_dir: "language_model" or "language_model_sft".
@@ -334,7 +342,7 @@ def load_published(
         ignored=tuple(name for found in checked.values() for name in found.ignored),
         absent=tuple(name for found in checked.values() for name in found.absent),
     )
-    return Published(sizes.config, params, _codebook(params), extra)
+    return Published(sizes.config, params, _codebook(params), extra, sizes.pixels)
 
 
 def _codebook(params: dict[str, Any]) -> Codebook | None:

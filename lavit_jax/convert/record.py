@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lavit_jax.convert.infer import Conditions, Sizes
+from lavit_jax.convert.pixel_infer import PixelParts
 from lavit_jax.convert.read import Info
 from lavit_jax.convert.store import ArrayInfo
 from lavit_jax.errors import UserError
@@ -22,6 +23,12 @@ from lavit_jax.models.config import (
     QuantizerConfig,
     SelectorConfig,
     TextTowerConfig,
+)
+from lavit_jax.models.pixel_config import (
+    AutoencoderConfig,
+    NoiseConfig,
+    PixelConfig,
+    UNetConfig,
 )
 
 FILE = "model.json"
@@ -91,6 +98,7 @@ def to_json(record: Record) -> dict[str, Any]:
         "tied": record.sizes.tied,
         "text_only": record.sizes.text_only,
         "encoder_prefix": record.sizes.encoder_prefix,
+        "pixels": {kind: dataclasses.asdict(p) for kind, p in record.sizes.pixels.items()},
         "parts": record.parts,
         "arrays": {path: list(array) for path, array in record.arrays.items()},
         "sources": {
@@ -115,6 +123,7 @@ def from_json(document: Mapping[str, Any]) -> Record:
         document["tied"],
         document["text_only"],
         document["encoder_prefix"],
+        {kind: _pixel_parts(stored) for kind, stored in document["pixels"].items()},
     )
     sources = {
         component: Recorded(
@@ -146,6 +155,24 @@ def _conditions(stored: Mapping[str, Any]) -> Conditions:
         tuple(highres) if highres else None,
         stored["pool_heads"],
         DecoderConfig(**decoder) if decoder else None,
+    )
+
+
+def _pixel_parts(stored: Mapping[str, Any]) -> PixelParts:
+    config = stored["config"]
+
+    def part(cls: Any, name: str) -> Any:
+        # JSON has lists where sizes have tuples.
+        fields = config[name].items()
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields})
+
+    built = {
+        "unet": part(UNetConfig, "unet"),
+        "noise": part(NoiseConfig, "noise"),
+        "autoencoder": part(AutoencoderConfig, "autoencoder"),
+    }
+    return PixelParts(
+        PixelConfig(**{**config, **built}), stored["old_attention"], stored["wide_attention"]
     )
 
 

@@ -147,6 +147,48 @@ def image_batches(
     return _iterate(len(records), view, batch_size, seed, process_index, process_count, threads)
 
 
+def pixel_batches(
+    config: ConfigDict,
+    data_dir: str | os.PathLike[str],
+    batch_size: int,
+    seed: int,
+    pixel_size: int,
+    *,
+    split: str = "train",
+    process_index: int | None = None,
+    process_count: int | None = None,
+    threads: int = THREADS,
+) -> Batches:
+    """Augmented pictures as the tokenizer reads them and as the pixel decoder paints them.
+
+    Args:
+      pixel_size: side of the painted pictures.
+      others: see `image_batches`.
+
+    Returns:
+      Iterator as that of `image_batches`; where the sides differ, with "pixels" uint8 [B, P, P, 3]:
+      the same views at the side of the painted pictures.
+    """
+    size = config.model.image_size
+    if pixel_size == size:
+        return image_batches(
+            config, data_dir, batch_size, seed, split=split, process_index=process_index,
+            process_count=process_count, threads=threads,
+        )  # fmt: skip
+    records = load_split(config, data_dir, split)
+    augment = AugmentConfig.of(config.data.augment)
+
+    def view(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        pixels = _augmented(records[index], rng, augment, pixel_size)
+        return {
+            "images": image_data.resize(pixels, size),
+            "pixels": pixels,
+            "index": np.array(index, np.int32),
+        }
+
+    return _iterate(len(records), view, batch_size, seed, process_index, process_count, threads)
+
+
 def pair_batches(
     config: ConfigDict,
     data_dir: str | os.PathLike[str],

@@ -6,7 +6,7 @@ Legend: H height, W width, N patches.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -16,7 +16,7 @@ from lavit_jax.convert import record
 from lavit_jax.data.layout import QUESTION
 from lavit_jax.data.text import TextTokenizer
 from lavit_jax.errors import UserError
-from lavit_jax.inference import drawing, painting, presets, scoring, writing
+from lavit_jax.inference import drawing, painting, pixels, presets, scoring, writing
 from lavit_jax.inference.engine import (
     Engine,
     Image,
@@ -25,7 +25,7 @@ from lavit_jax.inference.engine import (
     as_picture,
     nonblank,
 )
-from lavit_jax.inference.painting import PaintOptions
+from lavit_jax.inference.pixels import PixelDecoder, Settings
 from lavit_jax.inference.presets import DrawChanges, TextChanges
 from lavit_jax.inference.scoring import Score
 from lavit_jax.inference.selection import Selection
@@ -281,29 +281,37 @@ class Lavit(Engine):
         return scoring.score(self, images, texts, select=self.selection(select), seed=seed)
 
 
-def load(workdir: str | os.PathLike[str]) -> Lavit:
+def load(workdir: str | os.PathLike[str], decoders: Sequence[str] = ()) -> Lavit:
     """Loads a training run's newest checkpoint, or a converted one.
 
     Args:
       workdir: the run's directory, or one made by `lavit convert`.
+      decoders: kinds of pixel decoders to load of a converted one, "lowres" and "highres"; what
+        a run trained is always there.
 
     Raises:
       UserError: no such directory, or it has no readable checkpoint.
     """
     if (Path(workdir) / record.FILE).is_file():
-        return _load_converted(Path(workdir))
+        return _load_converted(Path(workdir), decoders)
     from lavit_jax.training.restore import restore
 
     found = restore(Path(workdir))
-    return Lavit(found.modules, found.params, found.codebook, found.text)
+    pixels = trained(found.modules, found.params, found.codebook)
+    return Lavit(found.modules, found.params, found.codebook, found.text, pixels)
 
 
-def _load_converted(directory: Path) -> Lavit:
+def _load_converted(directory: Path, decoders: Sequence[str]) -> Lavit:
     """The parts of a converted checkpoint that inference uses."""
     from lavit_jax.convert import load as converted
+    from lavit_jax.convert.pixel_infer import FOLDERS
     from lavit_jax.convert.published import PARTS
 
+    unknown = [kind for kind in decoders if kind not in FOLDERS]
+    if unknown:
+        raise UserError(f"decoder {unknown[0]!r} is unknown, expected some of {', '.join(FOLDERS)}")
     parts = [part for part in record.load(directory).parts if part in PARTS]
+    parts += [FOLDERS[kind] for kind in decoders]
     found = converted.load_converted(directory, parts=parts)
     text = converted.text_tokenizer(directory)
     modules = build_modules(found.config)

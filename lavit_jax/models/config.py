@@ -8,6 +8,13 @@ from typing import Any, TypeVar
 
 import jax.numpy as jnp
 
+from lavit_jax.models.pixel_config import (
+    AutoencoderConfig,
+    NoiseConfig,
+    PixelConfig,
+    UNetConfig,
+)
+
 T = TypeVar("T")
 
 REMAT_POLICIES = ("none", "full", "dots")
@@ -271,7 +278,10 @@ class LlamaConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LavitConfig:
-    """Sizes of the whole model; sizes shared by two modules are set once by `lavit_config`."""
+    """Sizes of the whole model; sizes shared by two modules are set once by `lavit_config`.
+
+    `pixels` is None where no pixel decoder is trained.
+    """
 
     encoder: EncoderConfig
     selector: SelectorConfig
@@ -281,6 +291,7 @@ class LavitConfig:
     pixel_head: PixelHeadConfig
     text_tower: TextTowerConfig
     llm: LlamaConfig
+    pixels: PixelConfig | None = None
 
     @property
     def patches(self) -> int:
@@ -370,4 +381,24 @@ def lavit_config(model: Mapping[str, Any], text_vocab: int) -> LavitConfig:
         embed_dim=encoder.embed_dim,
     )
     llm = _make(LlamaConfig, "llm", model["llm"], text_vocab=text_vocab, codes=quantizer.codes)
-    return LavitConfig(encoder, selector, merger, quantizer, decoder, pixel_head, text_tower, llm)
+    pixels = _pixel_config(model["pixels"]) if "pixels" in model else None
+    return LavitConfig(
+        encoder, selector, merger, quantizer, decoder, pixel_head, text_tower, llm, pixels
+    )
+
+
+def _pixel_config(fields: Mapping[str, Any]) -> PixelConfig:
+    """Sizes of the pixel decoder that is trained; lists, as JSON has them, become tuples."""
+
+    def part(cls: type[T], section: str) -> T:
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in fields[section].items()}
+        return _make(cls, f"pixels.{section}", given)
+
+    parts: dict[str, Any] = {
+        "unet": part(UNetConfig, "unet"),
+        "noise": part(NoiseConfig, "noise"),
+    }
+    if "autoencoder" in fields:
+        parts["autoencoder"] = part(AutoencoderConfig, "autoencoder")
+    sides = {key: value for key, value in fields.items() if key not in parts}
+    return _make(PixelConfig, "pixels", sides, **parts)

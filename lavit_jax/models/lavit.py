@@ -16,13 +16,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lavit_jax.models import layers, quantizer, selector
+from lavit_jax.models.autoencoder import Autoencoder
 from lavit_jax.models.config import LavitConfig
-from lavit_jax.models.decoder import FeatureDecoder, PixelHead
+from lavit_jax.models.decoder import FeatureDecoder, LowresHead, PixelHead
 from lavit_jax.models.llama import Llama
 from lavit_jax.models.merger import Merger
 from lavit_jax.models.quantizer import Codebook, CodeProjection
 from lavit_jax.models.selector import Kept, Selector
 from lavit_jax.models.text_tower import ContrastiveScale, TextTower
+from lavit_jax.models.unet import Condition, UNet
 from lavit_jax.models.vit import VisionEncoder, normalize_images
 
 Params = Mapping[str, Any]
@@ -68,10 +70,14 @@ class Modules:
     pixel_head: PixelHead
     conditioner: Conditioner
     llm: Llama
+    lowres_head: LowresHead | None = None
+    lowres_unet: UNet | None = None
+    lowres_autoencoder: Autoencoder | None = None
 
 
 def build_modules(config: LavitConfig) -> Modules:
     """Makes the (stateless) modules of one model size."""
+    pixels = config.pixels
     return Modules(
         config=config,
         encoder=VisionEncoder(config.encoder),
@@ -84,6 +90,11 @@ def build_modules(config: LavitConfig) -> Modules:
         pixel_head=PixelHead(config.pixel_head),
         conditioner=Conditioner(config),
         llm=Llama(config.llm),
+        lowres_head=LowresHead(pixels.unet.condition) if pixels else None,
+        lowres_unet=UNet(pixels.unet) if pixels else None,
+        lowres_autoencoder=(
+            Autoencoder(pixels.autoencoder) if pixels and pixels.autoencoder else None
+        ),
     )
 
 
@@ -205,10 +216,20 @@ def init_params(modules: Modules, names: tuple[str, ...], key: Array) -> dict[st
         "conditioner": (x, keep, kept),
         "llm": (ids, ids, mask),
     }
+    # A module's key is its place here: new ones come last, so that the others start as ever.
+    order = sorted(calls)
+    if c.pixels is not None:
+        latents = jnp.zeros((1, *[c.pixels.size // c.pixels.factor] * 2, c.pixels.unet.in_channels))
+        picture = jnp.zeros((1, c.pixels.size, c.pixels.size, 3))
+        condition = Condition(jnp.zeros((1, c.patches, c.pixels.unet.condition)))
+        calls["lowres_head"] = (x,)
+        calls["lowres_unet"] = (latents, jnp.zeros(1, jnp.int32), condition)
+        calls["lowres_autoencoder"] = (picture,)
+        order += ["lowres_head", "lowres_unet", "lowres_autoencoder"]
     params = {}
     for name in names:
         method = _init_encoder if name == "encoder" else None
-        module_key = jax.random.fold_in(key, sorted(calls).index(name))
+        module_key = jax.random.fold_in(key, order.index(name))
         variables = getattr(modules, name).init(module_key, *calls[name], method=method)
         params[name] = variables["params"]
     return params

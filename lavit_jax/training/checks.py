@@ -51,7 +51,7 @@ def check_config(config: ConfigDict) -> tuple[Phase, ...]:
     mixture.check_shares(config.data.mixture)
     AugmentConfig.of(config.data.augment)
     phases = make_schedule(config)
-    _check_sizes(config)
+    _check_sizes(config, phases)
     return phases
 
 
@@ -64,7 +64,7 @@ def _get(config: ConfigDict, field: str) -> Any:
     return value
 
 
-def _check_sizes(config: ConfigDict) -> None:
+def _check_sizes(config: ConfigDict, phases: tuple[Phase, ...]) -> None:
     """Builds the typed sizes once, so that wrong ones fail at start."""
     try:
         sizes = lavit_config(config.model.to_dict(), config.data.text_vocab_size)
@@ -72,6 +72,8 @@ def _check_sizes(config: ConfigDict) -> None:
         raise UserError(f"config.model.{error.args[0]} is missing") from error
     except ValueError as error:
         raise UserError(f"config.{error}") from error
+    if sizes.pixels is None and any(p.config["objective"] == "diffusion" for p in phases):
+        raise UserError("config.model.pixels is missing; configs/twemoji_pixels.py has it")
     if config.data.row_length > sizes.llm.max_length:
         raise UserError(
             f"config.data.row_length={config.data.row_length} is longer than "

@@ -16,7 +16,7 @@ from lavit_jax.data import pipeline
 from lavit_jax.data.batches import Batches
 from lavit_jax.models import lavit
 from lavit_jax.parallel import rules
-from lavit_jax.training import codebook_start, samples, state, visual_cache
+from lavit_jax.training import codebook_start, samples, starting, state, visual_cache
 from lavit_jax.training.checkpoints import Checkpoints
 from lavit_jax.training.health import Health
 from lavit_jax.training.interruption import Interruption
@@ -157,6 +157,8 @@ def _enter(
             lambda: state.init_state(run.modules, phase.names, tx, phase.trained, seed),
             out_shardings=shardings,
         )()
+        if run.config.get("start_from"):
+            fresh = starting.begin(run, phase, fresh, tx, shardings)
         return codebook_start.begin(run, phase, fresh, interruption)
     missing = tuple(name for name in phase.names if name not in previous.params)
     made: dict[str, Any] = {}
@@ -189,5 +191,11 @@ def _batches(run: Run, phase: Phase, current: TrainState, interruption: Interrup
         )
     if objective == "tokenizer":
         return pipeline.image_batches(run.config, run.data_dir, batch_size, seed)
+    if objective == "diffusion":
+        pixels = run.modules.config.pixels
+        assert pixels is not None
+        return pipeline.pixel_batches(
+            run.config, run.data_dir, batch_size, seed, pixel_size=pixels.size
+        )
     cache = visual_cache.load_or_build(run, current, interruption)
     return pipeline.unified_batches(run.config, run.data_dir, run.text, cache, batch_size, seed)

@@ -32,6 +32,8 @@ SHOWN = (
     "codebook_in_use",
     "text_accuracy",
     "visual_loss",
+    "denoise_noisy",
+    "denoise_clear",
 )
 
 

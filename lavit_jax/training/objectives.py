@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from lavit_jax.models import attention, lavit, quantizer, selector
+from lavit_jax.models import attention, diffusion, lavit, pixels, quantizer, selector
 from lavit_jax.models.lavit import Modules, Params
 from lavit_jax.models.quantizer import Codebook
+from lavit_jax.models.unet import Condition
 from lavit_jax.training import losses
 
 Batch = Mapping[str, Array]
@@ -258,6 +259,59 @@ class Unified:
         return features.reshape(rows, slots, *features.shape[1:])
 
 
+@dataclasses.dataclass(frozen=True)
+class Diffusion:
+    """The pixel decoder: noise prediction conditioned on x_rec.  Paper: Eq. 5.
+
+    Tokenizer and autoencoder are frozen: whatever the phase trains, no gradient reaches them.
+
+    Attributes:
+      modules: of a config with `pixels`.
+      condition_drop: share of pictures painted without their condition, for guidance (ours: 0.1).
+    """
+
+    modules: Modules
+    condition_drop: float
+
+    def __post_init__(self) -> None:
+        if self.modules.config.pixels is None:
+            raise ValueError("objective 'diffusion' needs config.model.pixels")
+        if not 0 <= self.condition_drop < 1:
+            raise ValueError(f"condition_drop must lie in [0, 1), got {self.condition_drop}")
+
+    def __call__(
+        self, params: Params, codebook: Codebook, batch: Batch, key: Array
+    ) -> tuple[Array, Outcome]:
+        """Batch: images uint8 [B, H, W, 3]; pixels likewise, where pictures are painted larger."""
+        m, config = self.modules, self.modules.config.pixels
+        assert config is not None
+        latent_key, noise_key, time_key, drop_key = jax.random.split(key, 4)
+        tokens = lavit.tokenize(m, params, codebook, batch["images"])
+        x_rec = jax.lax.stop_gradient(
+            lavit.detokenize(m, params, codebook, tokens.ids_BL, tokens.kept.valid_BL)
+        )
+        pictures = batch.get("pixels", batch["images"]).astype(jnp.float32) / 255.0
+        x = jax.lax.stop_gradient(
+            pixels.to_latents(config, params.get("lowres_autoencoder"), pictures, latent_key)
+        )
+        noise = jax.random.normal(noise_key, x.shape)
+        time = jax.random.randint(time_key, x.shape[:1], 0, config.noise.steps)
+        noisy, target = diffusion.add_noise(config.noise, x, noise, time)
+        condition = Condition(lavit.run(m, params, "lowres_head", x_rec))
+        dropped = jax.random.bernoulli(drop_key, self.condition_drop, x.shape[:1])
+        condition = pixels.drop_condition(condition, dropped)
+        predicted = lavit.run(m, params, "lowres_unet", noisy, time, condition)
+        errors_B = ((predicted - target) ** 2).mean(axis=(1, 2, 3))
+        late = (time >= config.noise.steps // 2).astype(jnp.float32)
+        return errors_B.mean(), Outcome(
+            {
+                "denoise_noisy": losses.masked_mean(errors_B, late),
+                "denoise_clear": losses.masked_mean(errors_B, 1 - late),
+            },
+            codebook,
+        )
+
+
 # Modules whose parameters each objective reads, trained or not.
 READS: dict[str, tuple[str, ...]] = {
     "contrastive": ("encoder", "text_tower", "contrastive", "pixel_head"),
@@ -272,7 +326,18 @@ READS: dict[str, tuple[str, ...]] = {
         "conditioner",
         "llm",
     ),
+    "diffusion": (
+        "encoder",
+        "selector",
+        "merger",
+        "quantizer",
+        "decoder",
+        "lowres_head",
+        "lowres_unet",
+    ),
 }
+# What a phase may also hold, frozen, by its field `frozen`.
+MODULES = frozenset({name for names in READS.values() for name in names} | {"lowres_autoencoder"})
 
 
 def make_objective(modules: Modules, phase: Mapping[str, Any]) -> Objective:
@@ -286,6 +351,8 @@ def make_objective(modules: Modules, phase: Mapping[str, Any]) -> Objective:
         return Contrastive(modules, phase["pixel_weight"], phase["alike_weight"])
     if kind == "unified":
         return Unified(modules)
+    if kind == "diffusion":
+        return Diffusion(modules, phase["condition_drop"])
     if kind == "tokenizer":
         fields = {
             name: phase[name]

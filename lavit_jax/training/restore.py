@@ -16,6 +16,7 @@ from lavit_jax.models.lavit import Modules
 from lavit_jax.models.quantizer import Codebook
 from lavit_jax.parallel.mesh import make_mesh
 from lavit_jax.training.checkpoints import read_json, read_latest
+from lavit_jax.training.optimizer import averaged
 from lavit_jax.training.run import abstract_state
 from lavit_jax.training.schedule import make_schedule
 
@@ -33,6 +34,8 @@ class Restored(NamedTuple):
 
 def restore(workdir: Path) -> Restored:
     """Reads config, text tokenizer and newest checkpoint of a work directory; changes nothing.
+
+    Where a phase averages its weights, the averaged ones are given.
 
     Raises:
       UserError: the directory is missing, was not made by `lavit train`, or has no checkpoint yet.
@@ -57,4 +60,5 @@ def restore(workdir: Path) -> Restored:
     )
     if found is None:
         raise UserError(f"{checkpoint_dir} has no complete checkpoint yet")
-    return Restored(config, found.step, modules, found.state.params, found.state.codebook, text)
+    params = {**found.state.params, **averaged(found.state.opt_state)}
+    return Restored(config, found.step, modules, params, found.state.codebook, text)

@@ -20,7 +20,7 @@ from lavit_jax.models import lavit
 from lavit_jax.models.config import lavit_config
 from lavit_jax.models.lavit import Modules
 from lavit_jax.parallel.mesh import make_mesh
-from lavit_jax.training import state
+from lavit_jax.training import starting, state
 from lavit_jax.training.checkpoints import any_saved, read_json
 from lavit_jax.training.checks import check_config
 from lavit_jax.training.optimizer import make_optimizer
@@ -102,6 +102,7 @@ def prepare(config: ConfigDict, workdir: Path) -> tuple[Path, TextTokenizer]:
     languages = tuple(config.data.languages)
     twemoji.prepare(data_dir, languages)
     model = workdir / "text.model"
+    starting.copy_text_model(config, model)
     if not model.exists():
         source = twemoji.source("train", data_dir, languages)
         text_data.train_tokenizer(
@@ -125,6 +126,7 @@ def start(config: ConfigDict, workdir: Path) -> Run:
                 f"config.phases.{phase.name}.batch_size={phase.config['batch_size']} does not "
                 f"divide over {devices} devices (data x fsdp); use a multiple of {devices}"
             )
+    starting.check(config, phases)
     claim_workdir(config, workdir)
     data_dir, text = prepare(config, workdir)
     modules = lavit.build_modules(lavit_config(config.model.to_dict(), text.vocab_size))

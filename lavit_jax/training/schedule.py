@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lavit_jax.errors import UserError
-from lavit_jax.training.objectives import READS, SELECTIONS
+from lavit_jax.training.objectives import MODULES, READS, SELECTIONS
 
 FIELDS = ("objective", "steps", "batch_size", "modules", "optimizer")
 TINY, HUGE = 1e-12, 1e12
@@ -76,7 +76,8 @@ def make_schedule(config: Mapping[str, Any]) -> tuple[Phase, ...]:
             )
         phase = config["phases"][name]
         _check(name, phase)
-        names += [module for module in READS[phase["objective"]] if module not in names]
+        held = (*READS[phase["objective"]], *phase.get("frozen", ()))
+        names += [module for module in held if module not in names]
         end = start + phase["steps"]
         phases.append(Phase(name, phase, index, start, end, tuple(names)))
         start = end
@@ -94,6 +95,9 @@ def _check(name: str, phase: Mapping[str, Any]) -> None:
         raise UserError(
             f"{where}.modules must be some of {READS[objective]}, got {tuple(phase['modules'])}"
         )
+    strange = sorted(set(phase.get("frozen", ())) - MODULES)
+    if strange:
+        raise UserError(f"{where}.frozen names {strange[0]!r}, expected some of {sorted(MODULES)}")
     for field in ("steps", "batch_size"):
         check_count(f"{where}.{field}", phase[field], 1)
     _require(f"{where}.optimizer", phase["optimizer"], OPTIMIZER)
@@ -102,6 +106,11 @@ def _check(name: str, phase: Mapping[str, Any]) -> None:
         check_number(f"{where}.optimizer.{field}", phase["optimizer"][field], least, most)
     if objective == "tokenizer":
         _check_tokenizer(where, phase)
+    if objective == "diffusion":
+        _require(where, phase, ("condition_drop",))
+        check_number(f"{where}.condition_drop", phase["condition_drop"], 0.0, 1.0)
+    if "ema" in phase["optimizer"]:
+        check_number(f"{where}.optimizer.ema", phase["optimizer"]["ema"], 0.0, 1.0)
 
 
 def _check_tokenizer(where: str, phase: Mapping[str, Any]) -> None:
