@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from lavit_jax.data import pipeline
 from lavit_jax.evaluation import twemoji
-from lavit_jax.inference import api
+from lavit_jax.inference import api, painting
 from lavit_jax.report import galleries
 from lavit_jax.report.html import add_gallery
 from lavit_jax.training.checkpoints import read_json
@@ -31,7 +31,8 @@ def add(workdir: Path) -> Path | None:
     config = ConfigDict(read_json(workdir / "config.json"))
     report = Path(config.start_from) / "report" / "index.html"
     model = api.load(workdir)
-    if not report.is_file() or "lowres" not in model.pixels or "pixel_head" not in model.params:
+    both = (painting.ONE_PASS, "lowres")
+    if not report.is_file() or not set(both) <= set(painting.names(model)):
         return None
     size, seed = config.model.image_size, config.seed
     combo, new = (
@@ -40,23 +41,20 @@ def add(workdir: Path) -> Path | None:
     )
     prompts = [example["captions"][0] for example in combo.examples]
     pictures = list(new.images_MHWC)
-    drawn = {
-        name: [d[0] for d in model.draw(prompts, seed=seed, decoder=name)]
-        for name in (api.ONE_PASS, "lowres")
-    }
-    rebuilt = {name: model.reconstruct(pictures, decoder=name) for name in (api.ONE_PASS, "lowres")}
+    drawn = {name: [d[0] for d in model.draw(prompts, seed=seed, decoder=name)] for name in both}
+    rebuilt = {name: model.reconstruct(pictures, decoder=name) for name in both}
     errors = {name: _error(pictures, made) for name, made in rebuilt.items()}
     intro = (
         "The same visual ids through the one-pass pixel head and through the diffusion decoder: "
         "first drawn from unseen prompts, then of unseen pictures. Mean error of a pixel's colour "
-        f"over those pictures: {errors[api.ONE_PASS]:.3f} in one pass, {errors['lowres']:.3f} by "
-        "diffusion (of 1), which samples details where the head averages them."
+        f"over those pictures: {errors[painting.ONE_PASS]:.3f} in one pass, "
+        f"{errors['lowres']:.3f} by diffusion (of 1), which samples details where the head averages them."
     )
     names = [f"again: {example['captions'][0]}" for example in new.examples]
     gallery = galleries.decoders(
         prompts + names,
         [None] * len(prompts) + pictures,
-        drawn[api.ONE_PASS] + rebuilt[api.ONE_PASS],
+        drawn[painting.ONE_PASS] + rebuilt[painting.ONE_PASS],
         drawn["lowres"] + rebuilt["lowres"],
         intro,
     )

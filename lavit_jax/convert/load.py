@@ -21,8 +21,11 @@ from lavit_jax.convert.record import Record
 from lavit_jax.data.text import TextTokenizer
 from lavit_jax.errors import UserError
 from lavit_jax.models import lavit
+from lavit_jax.models.autoencoder import Autoencoder
 from lavit_jax.models.decoder import FeatureDecoder, HighresHead, LowresHead
+from lavit_jax.models.pixel_config import UNetConfig
 from lavit_jax.models.quantizer import Codebook
+from lavit_jax.models.unet import Condition, UNet
 from lavit_jax.parallel import rules
 from lavit_jax.parallel.mesh import make_mesh
 
@@ -122,6 +125,15 @@ def _boxed(sizes: Sizes, modules: set[str]) -> dict[str, Any]:
     if conditions.highres is not None and conditions.highres_decoder is not None:
         calls["highres_head"] = (HighresHead(conditions.pool_heads, *conditions.highres), x)
         calls["highres_decoder"] = (FeatureDecoder(conditions.highres_decoder), codes, valid)
+    for kind, part in sizes.pixels.items():
+        unet, pictures = part.config.unet, part.config.autoencoder
+        calls[f"{kind}_unet"] = (
+            UNet(unet),
+            *_unet_inputs(unet, part.config.size // part.config.factor),
+        )
+        if pictures is not None:
+            picture = jnp.zeros((1, part.config.size, part.config.size, pictures.image_channels))
+            calls[f"{kind}_autoencoder"] = (Autoencoder(pictures), picture)
 
     def init() -> dict[str, Any]:
         key = jax.random.key(0)
@@ -132,6 +144,15 @@ def _boxed(sizes: Sizes, modules: set[str]) -> dict[str, Any]:
         return made
 
     return jax.eval_shape(init)
+
+
+def _unet_inputs(sizes: UNetConfig, side: int) -> tuple[Any, ...]:
+    condition = Condition(jnp.zeros((1, 1, sizes.condition)))
+    if sizes.sized:
+        pooled, box = jnp.zeros((1, sizes.pooled)), jnp.zeros((1, 6))
+        condition = condition._replace(pooled_BP=pooled, sizes_B6=box)
+    latents = jnp.zeros((1, side, side, sizes.in_channels))
+    return latents, jnp.zeros(1, jnp.int32), condition
 
 
 def _restore(

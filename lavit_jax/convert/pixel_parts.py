@@ -10,11 +10,11 @@ from pathlib import Path
 
 from lavit_jax.convert import forms, pixel_names, read
 from lavit_jax.convert.forms import Entry, Table
-from lavit_jax.convert.pixel_infer import PixelParts
+from lavit_jax.convert.pixel_infer import FOLDERS, PixelParts
 from lavit_jax.convert.read import Info, Tensors
 
 # Part to what our modules of it begin with, as the condition heads `lowres_head`, `highres_head`.
-PARTS = {"pixel_decoding": "lowres", "highres_pixel_decoding": "highres"}
+PARTS = {folder: kind for kind, folder in FOLDERS.items()}
 UNCONDITIONAL = "uncond_embeddings.bin"
 
 

@@ -5,10 +5,11 @@ Legend: H height, W width, N patches.
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -34,6 +35,10 @@ from lavit_jax.models.lavit import Modules, build_modules
 from lavit_jax.models.quantizer import Codebook
 
 __all__ = ["Image", "Lavit", "Prompt", "Said", "Score", "VisualTokens", "load"]
+
+if TYPE_CHECKING:
+    from lavit_jax.convert.published import Published
+    from lavit_jax.convert.record import Record
 
 Select = str | Selection
 
@@ -64,8 +69,9 @@ class Lavit(Engine):
         codebook: Codebook | None,
         text: TextTokenizer | None,
         preset: str = "own",
+        decoders: pixels.Decoders | None = None,
     ) -> None:
-        super().__init__(modules, params, codebook, text)
+        super().__init__(modules, params, codebook, text, decoders)
         presets.preset(preset)
         self.preset = preset
 
@@ -253,8 +259,31 @@ class Lavit(Engine):
         """
         paint = painting.choose(self, decoder)
         found = self.tokenize(images, select, seed)
-        options = PaintOptions(decoder_guidance, decoder_steps, seed)
-        return paint(self, [tokens.ids for tokens in found], options)
+        settings = Settings(guidance=decoder_guidance, steps=decoder_steps)
+        return paint([tokens.ids for tokens in found], seed, settings)
+
+    def paint(
+        self,
+        ids: Sequence[np.ndarray],
+        decoder: str | None = None,
+        seed: int = 0,
+        settings: Settings | None = None,
+    ) -> list[np.ndarray]:
+        """Paints pictures from their visual ids.
+
+        Args:
+          ids: codes of each picture, as `tokenize` finds them.
+          decoder: "onepass", "lowres" or "highres"; None is the first the model has.
+          seed: of a diffusion decoder's noise.
+          settings: of a diffusion decoder; what is not given is its own.
+
+        Returns:
+          A picture for each, uint8 [H, W, 3].
+
+        Raises:
+          UserError: a decoder the model does not have, or settings it cannot follow.
+        """
+        return painting.choose(self, decoder)(ids, seed, settings)
 
     def score(
         self,
@@ -281,38 +310,60 @@ class Lavit(Engine):
         return scoring.score(self, images, texts, select=self.selection(select), seed=seed)
 
 
-def load(workdir: str | os.PathLike[str], decoders: Sequence[str] = ()) -> Lavit:
+def load(workdir: str | os.PathLike[str]) -> Lavit:
     """Loads a training run's newest checkpoint, or a converted one.
+
+    The diffusion decoders of a converted one are read when they are first used.
 
     Args:
       workdir: the run's directory, or one made by `lavit convert`.
-      decoders: kinds of pixel decoders to load of a converted one, "lowres" and "highres"; what
-        a run trained is always there.
 
     Raises:
       UserError: no such directory, or it has no readable checkpoint.
     """
     if (Path(workdir) / record.FILE).is_file():
-        return _load_converted(Path(workdir), decoders)
+        return _load_converted(Path(workdir))
     from lavit_jax.training.restore import restore
 
     found = restore(Path(workdir))
-    pixels = trained(found.modules, found.params, found.codebook)
-    return Lavit(found.modules, found.params, found.codebook, found.text, pixels)
+    decoders = pixels.trained(found.modules, found.params, found.codebook)
+    return Lavit(found.modules, found.params, found.codebook, found.text, decoders=decoders)
 
 
-def _load_converted(directory: Path, decoders: Sequence[str]) -> Lavit:
+def _load_converted(directory: Path) -> Lavit:
     """The parts of a converted checkpoint that inference uses."""
     from lavit_jax.convert import load as converted
-    from lavit_jax.convert.pixel_infer import FOLDERS
     from lavit_jax.convert.published import PARTS
 
-    unknown = [kind for kind in decoders if kind not in FOLDERS]
-    if unknown:
-        raise UserError(f"decoder {unknown[0]!r} is unknown, expected some of {', '.join(FOLDERS)}")
-    parts = [part for part in record.load(directory).parts if part in PARTS]
-    parts += [FOLDERS[kind] for kind in decoders]
-    found = converted.load_converted(directory, parts=parts)
+    stored = record.load(directory)
+    found = converted.load_converted(directory, parts=[p for p in stored.parts if p in PARTS])
     text = converted.text_tokenizer(directory)
+    decoders = _converted_decoders(directory, stored, found)
     modules = build_modules(found.config)
-    return Lavit(modules, found.params, found.codebook, text, preset="published")
+    return Lavit(modules, found.params, found.codebook, text, "published", decoders)
+
+
+def _converted_decoders(directory: Path, stored: Record, found: Published) -> pixels.Decoders:
+    """The diffusion decoders that are whole, each with its condition head."""
+    from lavit_jax.convert import load as converted
+    from lavit_jax.convert.pixel_infer import FOLDERS
+
+    there = {module for modules in stored.parts.values() for module in modules}
+
+    def reader(kind: str) -> Callable[[], PixelDecoder]:
+        # Nothing but the heads is held on to: the language model has another form by then.
+        heads = {name: found.params[name] for name in pixels.NEEDED[kind] if name in found.params}
+        headed = found._replace(params=heads)
+
+        @functools.cache
+        def read() -> PixelDecoder:
+            more = converted.load_converted(directory, parts=[FOLDERS[kind]]).params
+            return pixels.published(headed._replace(params={**headed.params, **more}))[kind]
+
+        return read
+
+    return {
+        kind: reader(kind)
+        for kind, needed in pixels.NEEDED.items()
+        if found.codebook is not None and there.issuperset(needed)
+    }

@@ -22,6 +22,7 @@ from lavit_jax.data.text import TextTokenizer
 from lavit_jax.errors import UserError
 from lavit_jax.inference import prompts as layout
 from lavit_jax.inference import selection as selections
+from lavit_jax.inference.pixels import Decoders
 from lavit_jax.inference.programs import programs
 from lavit_jax.inference.prompts import Features, Row
 from lavit_jax.inference.selection import Selection
@@ -93,6 +94,7 @@ class Engine:
       config: sizes.
       modules: the Flax modules.
       params: their parameters by module; on a CPU the language model's are flattened.
+      decoders: diffusion decoders by kind, beside the one-pass pixel head.
       special: where ids lie.
       programs: the compiled programs.
     """
@@ -103,10 +105,12 @@ class Engine:
         params: dict[str, Any],
         codebook: Codebook | None,
         text: TextTokenizer | None,
+        decoders: Decoders | None = None,
     ) -> None:
         self.config: LavitConfig = modules.config
         modules, params = _for_decoding(modules, params)
         self.modules, self.params, self._codebook, self._text = modules, params, codebook, text
+        self.decoders = decoders or {}
         self.programs = programs(modules)
         self.special = SpecialIds(modules.config.llm.text_vocab, modules.config.llm.codes)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from lavit_jax.errors import UserError
-from lavit_jax.inference.prompts import bucket
+from lavit_jax.inference.prompts import bucket, padded
 from lavit_jax.models import decoder, diffusion, pixels, quantizer, unet
 from lavit_jax.models.config import DecoderConfig
 from lavit_jax.models.decoder import FeatureDecoder, HighresHead, LowresHead
@@ -229,11 +229,8 @@ class PixelDecoder:
         for start in range(0, len(ids), ROWS):
             part = list(ids[start : start + ROWS])
             rows = bucket(len(part), ROWS)
-            padded = part + [part[-1]] * (rows - len(part))
-            ids_BL = np.zeros((rows, most), np.int32)
-            for row, codes in enumerate(padded):
-                ids_BL[row, : len(codes)] = codes
-            valid = np.arange(most) < np.array([len(codes) for codes in padded])[:, None]
+            ids_BL, count_B = padded(part + [part[-1]] * (rows - len(part)), rows, most)
+            valid = np.arange(most) < count_B[:, None]
             keys = jax.vmap(functools.partial(jax.random.fold_in, root))(start + jnp.arange(rows))
             arrays = (self._params, self._codes, self._stored, ids_BL, valid, keys)
             painted += list(np.asarray(program(*arrays, settings=full))[: len(part)])
@@ -256,6 +253,10 @@ class PixelDecoder:
         except ValueError as error:
             raise UserError(f"{self.kind} pixel decoder: {error}") from error
         return full
+
+
+# By kind; one whose weights are large is read when it is first asked for.
+Decoders = Mapping[str, Callable[[], PixelDecoder]]
 
 
 def published(loaded: Published) -> dict[str, PixelDecoder]:
@@ -291,12 +292,11 @@ def _unconditional(params: Mapping[str, Any], kind: str) -> Any:
     return None if stored is None else next(iter(stored.values()))[0]
 
 
-def trained(
-    modules: Modules, params: Mapping[str, Any], codebook: Codebook
-) -> dict[str, PixelDecoder]:
+def trained(modules: Modules, params: Mapping[str, Any], codebook: Codebook) -> Decoders:
     """The pixel decoder of a training run, as "lowres"; none where none was trained."""
     config = modules.config.pixels
     if config is None or "lowres_unet" not in params:
         return {}
     heads = Heads(modules.config.decoder, (config.unet.condition,))
-    return {"lowres": PixelDecoder("lowres", config, heads, params, codebook.codes_KC)}
+    found = PixelDecoder("lowres", config, heads, params, codebook.codes_KC)
+    return {"lowres": lambda: found}

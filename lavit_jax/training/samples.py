@@ -40,7 +40,7 @@ def write(run: Run, phase: Phase, current: TrainState, step: int) -> None:
     pictures = [image_data.resize(record["image"], size) for record in records]
     params = {**current.params, **averaged(current.opt_state)}
     decoders = trained(run.modules, params, current.codebook)
-    model = Lavit(run.modules, params, current.codebook, run.text, decoders)
+    model = Lavit(run.modules, params, current.codebook, run.text, decoders=decoders)
     if objective == "tokenizer":
         cells, labels = _tokenized(model, pictures)
     elif objective == "diffusion":

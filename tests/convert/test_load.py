@@ -13,8 +13,10 @@ import published_weights
 from lavit_jax.cli.main import main
 from lavit_jax.convert.convert import convert
 from lavit_jax.convert.load import load_converted, text_tokenizer
+from lavit_jax.convert.pixel_infer import FOLDERS
 from lavit_jax.convert.published import load_published
 from lavit_jax.errors import UserError
+from lavit_jax.inference import pixels
 from lavit_jax.inference.api import Lavit
 from lavit_jax.models import lavit
 from lavit_jax.parallel.mesh import make_mesh
@@ -63,11 +65,27 @@ def test_every_device_holds_its_own_share(both):
     jax.tree.map(np.testing.assert_array_equal, found.params, expected)
 
 
-def test_networks_without_logical_axes_are_split_by_their_shapes(goldens):
+def test_pixel_decoders_are_split_as_training_splits_them(goldens):
+    mesh = make_mesh(data=1, fsdp=4, tensor=2)
+    params = load_converted(goldens, mesh, parts=["pixel_decoding"]).params
+    for name, path in (
+        ("lowres_unet", "middle_residual0"),
+        ("lowres_autoencoder/encoder", "middle_residual0"),
+    ):
+        node = params
+        for key in (*name.split("/"), path):
+            node = node[key]
+        kernel = node["conv1"]["kernel"]  # [3, 3, embed, mlp]
+        inputs, outputs = kernel.shape[2:]
+        assert kernel.sharding.shard_shape(kernel.shape) == (3, 3, inputs // 4, outputs // 2)
+
+
+def test_arrays_of_no_module_are_split_by_their_shapes(goldens):
     mesh = make_mesh(data=1, fsdp=8)
-    unet = load_converted(goldens, mesh, parts=["pixel_decoding"]).params["lowres_unet"]
-    kernel = unet["mid_block"]["resnets"]["0"]["conv1"]["weight"]  # [32, 32, 3, 3]
-    assert kernel.sharding.shard_shape(kernel.shape) == (4, 32, 3, 3)
+    (stored,) = (
+        load_converted(goldens, mesh, parts=["pixel_decoding"]).params["lowres_uncond"].values()
+    )  # [1, 16, 24]
+    assert stored.sharding.shard_shape(stored.shape) == (1, 16, 3)
 
 
 def test_parts_and_dtype_may_be_chosen(both):
@@ -141,11 +159,29 @@ def test_the_commands_take_it(goldens, picture, tmp_path, capsys):
     assert isinstance(answer["answer"], str)
 
 
+@pytest.mark.parametrize("decoder", ["lowres", "highres"])
+def test_it_paints_by_both_published_decoders(decoder, goldens, picture):
+    ours = lavit_jax.load(goldens)
+    quick = {"decoder": decoder, "decoder_steps": 2}
+    (again,) = ours.reconstruct([picture], **quick)
+    source = load_published(GOLDENS, ["visual_tokenizer", FOLDERS[decoder]])
+    (tokens,) = ours.tokenize([picture])
+    (expected,) = pixels.published(source)[decoder].paint(
+        [tokens.ids], settings=pixels.Settings(steps=2)
+    )
+    assert np.abs(again.astype(int) - expected.astype(int)).max() <= 1
+    ((drawn,),) = ours.draw(["a cat"], **quick)
+    assert drawn.shape == again.shape == (16, 16, 3)
+
+
 def test_what_was_never_converted_is_told(both, goldens, picture, tmp_path, capsys):
     convert(GOLDENS, tmp_path / "llm", "language_model")
     assert main(["caption", picture, "--workdir", str(tmp_path / "llm")]) == 2
     assert "this model has no encoder: the checkpoint it was converted" in capsys.readouterr().err
-    assert main(["draw", "a cat", "--workdir", str(goldens)]) == 2
-    assert "this model has no pixel_head" in capsys.readouterr().err
+    assert main(["draw", "a cat", "--workdir", str(tmp_path / "llm")]) == 2
+    assert "this model has no decoder: the checkpoint it was" in capsys.readouterr().err
+    draw = ["draw", "a cat", "--workdir", str(goldens), "--decoder", "onepass"]
+    assert main(draw) == 2
+    assert "no onepass decoder; it has: lowres, highres" in capsys.readouterr().err
     with pytest.raises(UserError, match="no text tokenizer: its source had no tokenizer.model"):
         lavit_jax.load(both[1]).caption([picture], prompt="a")

@@ -275,6 +275,28 @@ def test_a_missing_config_is_told(tmp_path):
         published.load_published(folder, [PARTS[1]])
 
 
+@pytest.mark.parametrize(
+    ("file", "name", "message"),
+    [
+        ("unet", "conv_in.weight", r"'conv_in.weight' has shape \(7, 3, 3, 3\), expected"),
+        ("unet", "mid_block.resnets.0.conv1.bias", "'mid_block.resnets.0.conv1.bias' is missing"),
+        ("vae", "decoder.conv_out.weight", r"'decoder.conv_out.weight' has shape .* expected \("),
+        ("vae", "encoder.conv_in.bias", r"'encoder.conv_in.bias' is missing, expected shape \(4"),
+    ],
+)
+def test_a_decoder_that_does_not_fit_is_not_converted(file, name, message, tmp_path):
+    folder = write_decoders(tmp_path / "source")
+    path = folder / PARTS[1] / file / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    tensor = state.pop(name)
+    if name.endswith("weight"):
+        state[name] = np.concatenate([tensor, tensor[:1]])
+    save_file(state, path)
+    with pytest.raises(UserError, match=message):
+        convert.convert(folder, tmp_path / "converted")
+    assert [p.name for p in tmp_path.iterdir()] == ["source"]
+
+
 def test_a_converted_checkpoint_knows_its_pixel_decoders(tmp_path):
     folder = write_decoders(tmp_path / "source")
     convert.convert(folder, tmp_path / "converted")
