@@ -48,7 +48,8 @@ def add(workdir: Path) -> Path | None:
         "The same visual ids through the one-pass pixel head and through the diffusion decoder: "
         "first drawn from unseen prompts, then of unseen pictures. Mean error of a pixel's colour "
         f"over those pictures: {errors[painting.ONE_PASS]:.3f} in one pass, "
-        f"{errors['lowres']:.3f} by diffusion (of 1), which samples details where the head averages them."
+        f"{errors['lowres']:.3f} by diffusion (of 1), which samples details where the head "
+        "averages them."
     )
     names = [f"again: {example['captions'][0]}" for example in new.examples]
     gallery = galleries.decoders(
