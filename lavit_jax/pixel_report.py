@@ -30,9 +30,11 @@ def add(workdir: Path) -> Path | None:
     """
     config = ConfigDict(read_json(workdir / "config.json"))
     report = Path(config.start_from) / "report" / "index.html"
+    if not report.is_file():
+        return None
     model = api.load(workdir)
     both = (painting.ONE_PASS, "lowres")
-    if not report.is_file() or not set(both) <= set(painting.names(model)):
+    if not set(both) <= set(painting.names(model)):
         return None
     size, seed = config.model.image_size, config.seed
     combo, new = (

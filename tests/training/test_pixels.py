@@ -137,6 +137,12 @@ def test_unknown_frozen_modules_are_told():
         make_schedule(pixel_config("--config.phases.pixels.frozen=painter"))
 
 
+def test_a_share_that_leaves_no_condition_is_told_before_any_work(tmp_path):
+    with pytest.raises(UserError, match=r"condition_drop must be a number in 0..0.99, got 1.0"):
+        train(pixel_config("--config.phases.pixels.condition_drop=1.0"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("spec", ["configs/pixel_decoder.py", "configs/twemoji_pixels.py"])
 def test_the_shipped_configs_can_work(spec):
     config = configs.load_config(spec)
