@@ -18,7 +18,7 @@ def load(workdir: str | os.PathLike[str]) -> Lavit:
       workdir: the run's directory, or one made by `lavit convert`.
 
     Returns:
-      An object with `tokenize`, `caption`, `answer` and `draw`; see `inference.api.Lavit`.
+      An object with `tokenize`, `caption`, `answer`, `draw` and more; see `inference.api.Lavit`.
 
     Raises:
       UserError: no such directory, or it has no readable checkpoint.

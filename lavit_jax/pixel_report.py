@@ -31,7 +31,7 @@ def add(workdir: Path) -> Path | None:
     config = ConfigDict(read_json(workdir / "config.json"))
     report = Path(config.start_from) / "report" / "index.html"
     model = api.load(workdir)
-    if not report.is_file() or "lowres" not in model.pixels or "pixel_head" not in model.params:
+    if not report.is_file() or "lowres" not in model.decoders or "pixel_head" not in model.params:
         return None
     size, seed = config.model.image_size, config.seed
     combo, new = (
@@ -42,21 +42,21 @@ def add(workdir: Path) -> Path | None:
     pictures = list(new.images_MHWC)
     drawn = {
         name: [d[0] for d in model.draw(prompts, seed=seed, decoder=name)]
-        for name in (api.ONE_PASS, "lowres")
+        for name in ("onepass", "lowres")
     }
-    rebuilt = {name: model.reconstruct(pictures, decoder=name) for name in (api.ONE_PASS, "lowres")}
+    rebuilt = {name: model.reconstruct(pictures, decoder=name) for name in ("onepass", "lowres")}
     errors = {name: _error(pictures, made) for name, made in rebuilt.items()}
     intro = (
         "The same visual ids through the one-pass pixel head and through the diffusion decoder: "
         "first drawn from unseen prompts, then of unseen pictures. Mean error of a pixel's colour "
-        f"over those pictures: {errors[api.ONE_PASS]:.3f} in one pass, {errors['lowres']:.3f} by "
+        f"over those pictures: {errors['onepass']:.3f} in one pass, {errors['lowres']:.3f} by "
         "diffusion (of 1), which samples details where the head averages them."
     )
     names = [f"again: {example['captions'][0]}" for example in new.examples]
     gallery = galleries.decoders(
         prompts + names,
         [None] * len(prompts) + pictures,
-        drawn[api.ONE_PASS] + rebuilt[api.ONE_PASS],
+        drawn["onepass"] + rebuilt["onepass"],
         drawn["lowres"] + rebuilt["lowres"],
         intro,
     )

@@ -9,7 +9,18 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from lavit_jax import allocator
-from lavit_jax.cli import answer, caption, convert, draw, parity, quickstart, tokenize, train
+from lavit_jax.cli import (
+    answer,
+    caption,
+    convert,
+    draw,
+    parity,
+    quickstart,
+    reconstruct,
+    score,
+    tokenize,
+    train,
+)
 from lavit_jax.cli.common import Command
 
 # Modules of one command each, in the order of `lavit --help`; none imports jax before it runs.
@@ -17,8 +28,10 @@ COMMANDS: tuple[Command, ...] = (
     quickstart,
     train,
     tokenize,
+    reconstruct,
     caption,
     answer,
+    score,
     draw,
     convert,
     parity,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
@@ -283,6 +284,33 @@ def published(loaded: Published) -> dict[str, PixelDecoder]:
             _unconditional(loaded.params, kind),
         )
     return found
+
+
+class Converted(Mapping[str, PixelDecoder]):
+    """The pixel decoders of a converted checkpoint; each is read when it is first asked for."""
+
+    def __init__(self, directory: Path, loaded: Published) -> None:
+        self._directory, self._loaded = directory, loaded
+        self._kinds = [kind for kind in loaded.pixels if NEEDED[kind][0] in loaded.params]
+        self._read: dict[str, PixelDecoder] = {}
+
+    def __getitem__(self, kind: str) -> PixelDecoder:
+        if kind not in self._kinds:
+            raise KeyError(kind)
+        if kind not in self._read:
+            from lavit_jax.convert.load import load_converted
+            from lavit_jax.convert.pixel_infer import FOLDERS
+
+            found = load_converted(self._directory, parts=[FOLDERS[kind]])
+            params = {**self._loaded.params, **found.params}
+            self._read[kind] = published(self._loaded._replace(params=params))[kind]
+        return self._read[kind]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kinds)
+
+    def __len__(self) -> int:
+        return len(self._kinds)
 
 
 def _unconditional(params: Mapping[str, Any], kind: str) -> Any:

@@ -221,6 +221,9 @@ class LlamaConfig:
       dtype: compute dtype.
       remat: see TransformerConfig.
       unroll: see TransformerConfig.
+      stacked: parameters of all layers in one array each, for `nn.scan`; that trains, is stored,
+        and decodes on a TPU. False is the form that decodes fastest on a CPU, see `FlatBlock`;
+        `llama.flattened` makes its parameters.
     """
 
     width: int
@@ -237,6 +240,7 @@ class LlamaConfig:
     dtype: str = "float32"
     remat: str = "none"
     unroll: int = 1
+    stacked: bool = True
 
     def __post_init__(self) -> None:
         _check(

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from lavit_jax.data import pipeline
-from lavit_jax.models import lavit, quantizer
+from lavit_jax.models import lavit, quantizer, selector
 from lavit_jax.parallel import rules
 from lavit_jax.training.interruption import Interruption
 from lavit_jax.training.schedule import Phase
@@ -45,7 +45,7 @@ def _features(
     @jax.jit
     def project(params: lavit.Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = lavit.encode_image(m, params, images)
-        keep, kept = lavit.select_greedy(m, params, x)
+        keep, kept = lavit.select(m, params, x, selector.greedy_keep)
         merged = lavit.run(m, params, "merger", x, keep, kept, method="kept_features")
         z = lavit.run(m, params, "quantizer", merged)
         return quantizer.l2_normalize(z), kept.valid_BL

@@ -40,7 +40,7 @@ def write(run: Run, phase: Phase, current: TrainState, step: int) -> None:
     pictures = [image_data.resize(record["image"], size) for record in records]
     params = {**current.params, **averaged(current.opt_state)}
     decoders = trained(run.modules, params, current.codebook)
-    model = Lavit(run.modules, params, current.codebook, run.text, decoders)
+    model = Lavit(run.modules, params, current.codebook, run.text, decoders=decoders)
     if objective == "tokenizer":
         cells, labels = _tokenized(model, pictures)
     elif objective == "diffusion":
@@ -62,8 +62,7 @@ def _tokenized(model: Lavit, pictures: list[np.ndarray]) -> tuple[list[np.ndarra
 
 
 def _painted(model: Lavit, pictures: list[np.ndarray]) -> tuple[list[np.ndarray], list[str]]:
-    ids = [tokens.ids for tokens in model.tokenize(pictures)]
-    return [*pictures, *model.paint(ids, "lowres")], []
+    return [*pictures, *model.reconstruct(pictures, decoder="lowres")], []
 
 
 def _said_and_drawn(

@@ -12,6 +12,7 @@ from PIL import Image
 import lavit_jax
 from lavit_jax.cli.main import main
 from lavit_jax.config import load_config, to_json
+from lavit_jax.inference.writing import Said
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "lavit-mini"
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
@@ -110,8 +111,8 @@ def converted(mode: str, kind: str):
 )
 def test_a_picture_of_any_kind_simply_works(make, capsys, monkeypatch):
     class Model:
-        def caption(self, images, **options):
-            return ["x".join(map(str, image.shape)) for image in images]
+        def complete(self, prompts, **options):
+            return [[Said("x".join(map(str, image.shape)), None)] for image, _ in prompts]
 
     monkeypatch.setattr(lavit_jax, "load", lambda workdir: Model(), raising=False)
     make("picture")

@@ -91,7 +91,7 @@ def outcome(name):
 @pytest.mark.parametrize(
     ("phase", "names"),
     [
-        ("encoder", {"accuracy", "scale"}),
+        ("encoder", {"accuracy", "scale", "pixel_loss", "alikeness"}),
         ("select", TOKENIZER_METRICS),
         ("quantize", TOKENIZER_METRICS | CODE_METRICS),
         ("reconstruct", TOKENIZER_METRICS),
@@ -138,7 +138,17 @@ def test_only_phases_that_quantize_move_the_codebook(phase, moves):
 
 
 def tokenizer_phase(**fields):
-    base = TokenizerPhase(False, "sample", 1 / 3, 2.0, 0.1, 1.0, 1.0, True)
+    base = TokenizerPhase(
+        quantize=False,
+        selection="sample",
+        kept_share=1 / 3,
+        share_weight=2.0,
+        entropy_weight=0.1,
+        commitment=1.0,
+        pixel_weight=1.0,
+        pixel_gradient=1.0,
+        train_selector=True,
+    )
     return dataclasses.replace(base, **fields)
 
 
