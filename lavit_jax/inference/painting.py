@@ -16,7 +16,8 @@ from lavit_jax.inference.engine import ROWS, Engine
 from lavit_jax.inference.pixels import Settings
 
 ONE_PASS = "onepass"
-DECODERS = (ONE_PASS, "lowres", "highres")  # the first of them that a model has is its own
+DECODERS = (ONE_PASS, "lowres", "highres")
+PREFERRED = (ONE_PASS, "highres", "lowres")  # a model's own is the first of them that it has
 ONE_PASS_MODULES = ("decoder", "pixel_head")
 
 # Codes of each picture, int [kept], a seed and settings to pictures, uint8 [H, W, 3].
@@ -40,7 +41,7 @@ def _paint_onepass(
 def names(engine: Engine) -> list[str]:
     """The decoders a model has, its own first."""
     onepass = set(ONE_PASS_MODULES) <= set(engine.params)
-    return [name for name in DECODERS if (onepass if name == ONE_PASS else name in engine.decoders)]
+    return [name for name in PREFERRED if (onepass if name == ONE_PASS else name in engine.decoders)]
 
 
 def choose(engine: Engine, name: str | None) -> Paint:

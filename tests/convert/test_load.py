@@ -181,6 +181,6 @@ def test_what_was_never_converted_is_told(both, goldens, picture, tmp_path, caps
     assert "this model has no decoder: the checkpoint it was" in capsys.readouterr().err
     draw = ["draw", "a cat", "--workdir", str(goldens), "--decoder", "onepass"]
     assert main(draw) == 2
-    assert "no onepass decoder; it has: lowres, highres" in capsys.readouterr().err
+    assert "no onepass decoder; it has: highres, lowres" in capsys.readouterr().err
     with pytest.raises(UserError, match="no text tokenizer: its source had no tokenizer.model"):
         lavit_jax.load(both[1]).caption([picture], prompt="a")

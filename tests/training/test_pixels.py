@@ -189,7 +189,7 @@ def test_the_run_draws_and_reconstructs_with_both_decoders(painted):
     for decoder in ("onepass", "lowres"):
         again = model.reconstruct(images, decoder=decoder)
         assert [p.shape for p in again] == [(32, 32, 3)] * 3
-    drawn = model.draw(["red heart", "cat"], n=1, decoder="lowres")
+    drawn = model.draw(["red heart", "cat"], decoder="lowres")
     assert [p[0].shape for p in drawn] == [(32, 32, 3)] * 2
     with pytest.raises(UserError, match="no highres decoder; it has: onepass, lowres"):
         model.reconstruct(images, decoder="highres")
