@@ -41,7 +41,9 @@ def _paint_onepass(
 def names(engine: Engine) -> list[str]:
     """The decoders a model has, its own first."""
     onepass = set(ONE_PASS_MODULES) <= set(engine.params)
-    return [name for name in PREFERRED if (onepass if name == ONE_PASS else name in engine.decoders)]
+    return [
+        name for name in PREFERRED if (onepass if name == ONE_PASS else name in engine.decoders)
+    ]
 
 
 def choose(engine: Engine, name: str | None) -> Paint:
