@@ -38,6 +38,13 @@ def _paint_onepass(
     return pictures
 
 
+def _paint_diffusion(
+    engine: Engine, kind: str, codes: Sequence[np.ndarray], seed: int, settings: Settings | None
+) -> list[np.ndarray]:
+    """By a diffusion decoder, whose weights are read now if they have not been."""
+    return engine.decoders[kind]().paint(codes, seed, settings)
+
+
 def names(engine: Engine) -> list[str]:
     """The decoders a model has, its own first."""
     onepass = set(ONE_PASS_MODULES) <= set(engine.params)
@@ -62,4 +69,4 @@ def choose(engine: Engine, name: str | None) -> Paint:
         raise UserError(f"this model has no {name} decoder; it has: {', '.join(there) or 'none'}")
     if name == ONE_PASS:
         return functools.partial(_paint_onepass, engine)
-    return engine.decoders[name]().paint
+    return functools.partial(_paint_diffusion, engine, name)
