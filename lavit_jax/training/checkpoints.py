@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
@@ -127,7 +127,7 @@ def any_saved(directory: Path) -> bool:
 
 def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:
     # Orbax tells every detail through absl; errors are enough here.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.set_verbosity(logging.ERROR)
     return ocp.CheckpointManager(
         directory.absolute(), options=ocp.CheckpointManagerOptions(**options)
     )

@@ -65,4 +65,6 @@ class Interruption:
         if not self.requested:
             self._signal = received
             # Not print: the signal may have come in the middle of one.
-            os.write(2, f"\n{self.name}: stopping after this step; Ctrl-C stops at once\n".encode())
+            again = "Ctrl-C again" if received is signal.SIGINT else "Ctrl-C"
+            line = f"\n{self.name}: stopping after this step; {again} stops at once\n"
+            os.write(2, line.encode())
