@@ -38,30 +38,30 @@ def get_config(arg: str = "quick") -> ConfigDict:
             "alike_weight": 5.0,
             "optimizer": common.optimizer(1.5e-3, b2=0.95, weight_decay=0.05, warmup=50),
         },
-        "select": tokenizer_phase(int(300 * scale), quantize=False),
-        "quantize": tokenizer_phase(int(600 * scale), quantize=True),
+        "select": tokenizer_phase(int(200 * scale), quantize=False),
+        "quantize": tokenizer_phase(int(800 * scale), quantize=True),
         # The same steps in all, for "selector_first".
         "reconstruct": {
-            **tokenizer_phase(int(150 * scale), quantize=False),
+            **tokenizer_phase(int(100 * scale), quantize=False),
             "modules": BUT_SELECTOR,
             "selection": "random",
         },
         "selector_alone": {
-            **tokenizer_phase(int(150 * scale), quantize=False),
+            **tokenizer_phase(int(100 * scale), quantize=False),
             "modules": ("selector",),
         },
         "quantize_rest": {
-            **tokenizer_phase(int(600 * scale), quantize=True),
+            **tokenizer_phase(int(800 * scale), quantize=True),
             "modules": BUT_SELECTOR,
             "selection": "greedy",
         },
         "unified": {
             "objective": "unified",
-            "steps": int(900 * scale),
+            "steps": int(1600 * scale),
             "batch_size": 8,  # rows of data.row_length tokens
             "modules": ("conditioner", "llm"),
             # SEED's values but for the learning rate, which suits a small model.
-            "optimizer": common.optimizer(2e-3, b2=0.95, weight_decay=0.05, warmup=60),
+            "optimizer": common.optimizer(3e-3, b2=0.95, weight_decay=0.05, warmup=60),
         },
     }
     return config
