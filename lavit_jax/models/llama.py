@@ -226,6 +226,7 @@ class Llama(nn.Module):
         init = layers.with_axes(layers.embed_init, "vocab", "embed")
         self.embedding = self.param("embedding", init, (c.vocab, c.width))
         in_axes = (0, *[nn.broadcast] * 3)
+        self.blocks: Any
         if c.stacked:
             self.blocks = layers.stack(LlamaBlock, c.depth, c.remat, c.unroll, in_axes=in_axes)(c)
         else:
@@ -268,7 +269,8 @@ class Llama(nn.Module):
             x, cache = carry
             return self.norm(x), cache
         x, caches = x_BSE, []
-        for block, own in zip(self.blocks, cache or [None] * self.config.depth):
+        before: Any = [None] * self.config.depth if cache is None else cache
+        for block, own in zip(self.blocks, before):
             x, extended = block(x, own, *shared)
             caches.append(extended)
         return self.norm(x), tuple(caches) if cache is not None else None
