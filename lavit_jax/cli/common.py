@@ -44,7 +44,8 @@ def add_workdir(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=default_workdir(),
         metavar="DIR",
-        help="of the training run (default: $LAVIT_WORKDIR or workdir/quickstart)",
+        help="of the training run, or a converted checkpoint "
+        "(default: $LAVIT_WORKDIR or workdir/quickstart)",
     )
 
 
@@ -205,15 +206,15 @@ def load_images(paths: Sequence[str]) -> list[np.ndarray]:
 
 
 def load_model(workdir: Path) -> Lavit:
-    """The trained model of a work directory.
+    """The model of a work directory, or of a converted checkpoint.
 
     Raises:
       UserError: there is none.
     """
-    if not (workdir / "config.json").is_file():
+    if not any((workdir / name).is_file() for name in ("config.json", "model.json")):
         raise UserError(
             f"{workdir} has no trained model: run `lavit quickstart` first, or name a training "
-            "run's directory with --workdir"
+            "run's or a converted checkpoint's directory with --workdir"
         )
     import lavit_jax
 

@@ -12,6 +12,7 @@ from lavit_jax import allocator
 from lavit_jax.cli import (
     answer,
     caption,
+    convert,
     draw,
     parity,
     quickstart,
@@ -32,6 +33,7 @@ COMMANDS: tuple[Command, ...] = (
     answer,
     score,
     draw,
+    convert,
     parity,
 )
 
@@ -124,7 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides = rest  # --config.field=value; the config says which fields there are
     elif rest:
         args.sub.error(f"unrecognized arguments: {' '.join(rest)}")
-    allocator.keep_freed_memory()
+    if args.run is not convert.run:  # which uses large blocks once, and should give them back
+        allocator.keep_freed_memory()
     try:
         return args.run(args) or 0
     except KeyboardInterrupt:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain.python as grain
@@ -17,6 +18,8 @@ from lavit_jax.errors import UserError
 
 Record = dict[str, Any]
 
+KINDS = ("image_text", "text_image", "text", "question")
+
 
 def choose_caption(
     captions: Sequence[str], rng: np.random.Generator, canonical_share: float
@@ -30,7 +33,7 @@ def choose_caption(
 class ExampleMaker:
     """Makes an example of each kind from a picture, by chance in caption, question and variant.
 
-    The methods are named as the kinds in `config.data.mixture`.
+    The methods are named as the `KINDS` in `config.data.mixture`.
     """
 
     def __init__(
@@ -83,33 +86,38 @@ class ExampleMaker:
         return Condition(image, self._cache.keep_MN[image])
 
 
+def check_shares(shares: Mapping[str, float]) -> None:
+    """Checks `config.data.mixture`.
+
+    Raises:
+      UserError: shares that are negative, not numbers, all zero, or of an unknown kind.
+    """
+    for kind, share in shares.items():
+        if kind not in KINDS:
+            raise UserError(f"config.data.mixture.{kind}: expected only {', '.join(KINDS)}")
+        if not isinstance(share, int | float) or not 0 <= share < math.inf:
+            raise UserError(f"config.data.mixture.{kind} must be a share of 0 or more, got {share}")
+    if not any(shares.values()):
+        raise UserError(f"config.data.mixture needs a share above 0, got {dict(shares.items())}")
+
+
 def mixed(
     config: ConfigDict, maker: ExampleMaker, pictures: int, seed: int
 ) -> grain.MapDataset[Example]:
     """Endless examples of all kinds; each kind goes through all pictures, shuffled every time.
 
     Raises:
-      UserError: shares that are negative, all zero, or of an unknown kind.
+      UserError: shares that cannot work.
     """
-    kinds: dict[str, Callable[[int, np.random.Generator], Example]] = {
-        "image_text": maker.image_text,
-        "text_image": maker.text_image,
-        "text": maker.text,
-        "question": maker.question,
-    }
-    shares = dict(config.data.mixture.items())
-    unknown = sorted(set(shares) - set(kinds))
-    if unknown:
-        raise UserError(f"config.data.mixture.{unknown[0]}: expected only {', '.join(kinds)}")
-    if any(share < 0 for share in shares.values()) or not any(shares.values()):
-        raise UserError(f"config.data.mixture needs shares of 0 or more, some above: {shares}")
-    used = [(kind, place) for place, kind in enumerate(kinds) if shares.get(kind)]
+    shares = config.data.mixture
+    check_shares(shares)
+    used = [(kind, place) for place, kind in enumerate(KINDS) if shares.get(kind)]
     streams = [
         grain.MapDataset.range(pictures)
-        .seed((seed * len(kinds) + place) % 2**32)
+        .seed((seed * len(KINDS) + place) % 2**32)
         .shuffle()
         .repeat()
-        .random_map(kinds[kind])
+        .random_map(getattr(maker, kind))
         for kind, place in used
     ]
     return grain.MapDataset.mix(streams, weights=[shares[kind] for kind, _ in used])

@@ -12,6 +12,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from lavit_jax.convert import record
 from lavit_jax.data.layout import QUESTION
 from lavit_jax.data.text import TextTokenizer
 from lavit_jax.errors import UserError
@@ -29,7 +30,7 @@ from lavit_jax.inference.presets import DrawChanges, TextChanges
 from lavit_jax.inference.scoring import Score
 from lavit_jax.inference.selection import Selection
 from lavit_jax.inference.writing import Said
-from lavit_jax.models.lavit import Modules
+from lavit_jax.models.lavit import Modules, build_modules
 from lavit_jax.models.quantizer import Codebook
 
 __all__ = ["Image", "Lavit", "Prompt", "Said", "Score", "VisualTokens", "load"]
@@ -60,8 +61,8 @@ class Lavit(Engine):
         self,
         modules: Modules,
         params: dict[str, Any],
-        codebook: Codebook,
-        text: TextTokenizer,
+        codebook: Codebook | None,
+        text: TextTokenizer | None,
         preset: str = "own",
     ) -> None:
         super().__init__(modules, params, codebook, text)
@@ -281,15 +282,29 @@ class Lavit(Engine):
 
 
 def load(workdir: str | os.PathLike[str]) -> Lavit:
-    """Loads a training run's newest checkpoint.
+    """Loads a training run's newest checkpoint, or a converted one.
 
     Args:
-      workdir: the run's directory.
+      workdir: the run's directory, or one made by `lavit convert`.
 
     Raises:
-      UserError: no such run, or it has no readable checkpoint.
+      UserError: no such directory, or it has no readable checkpoint.
     """
+    if (Path(workdir) / record.FILE).is_file():
+        return _load_converted(Path(workdir))
     from lavit_jax.training.restore import restore
 
     found = restore(Path(workdir))
     return Lavit(found.modules, found.params, found.codebook, found.text)
+
+
+def _load_converted(directory: Path) -> Lavit:
+    """The parts of a converted checkpoint that inference uses."""
+    from lavit_jax.convert import load as converted
+    from lavit_jax.convert.published import PARTS
+
+    parts = [part for part in record.load(directory).parts if part in PARTS]
+    found = converted.load_converted(directory, parts=parts)
+    text = converted.text_tokenizer(directory)
+    modules = build_modules(found.config)
+    return Lavit(modules, found.params, found.codebook, text, preset="published")

@@ -93,28 +93,52 @@ class Engine:
       config: sizes.
       modules: the Flax modules.
       params: their parameters by module; on a CPU the language model's are flattened.
-      codebook: the codes ids stand for.
-      text: the text tokenizer.
       special: where ids lie.
       programs: the compiled programs.
     """
 
     def __init__(
-        self, modules: Modules, params: dict[str, Any], codebook: Codebook, text: TextTokenizer
+        self,
+        modules: Modules,
+        params: dict[str, Any],
+        codebook: Codebook | None,
+        text: TextTokenizer | None,
     ) -> None:
         self.config: LavitConfig = modules.config
         modules, params = _for_decoding(modules, params)
-        self.modules, self.params, self.codebook, self.text = modules, params, codebook, text
+        self.modules, self.params, self._codebook, self._text = modules, params, codebook, text
         self.programs = programs(modules)
         self.special = SpecialIds(modules.config.llm.text_vocab, modules.config.llm.codes)
+
+    @property
+    def codebook(self) -> Codebook:
+        """The codes ids stand for.
+
+        Raises:
+          UserError: the checkpoint came without a visual tokenizer.
+        """
+        if self._codebook is None:
+            raise UserError("this model has no codebook: its checkpoint has no visual tokenizer")
+        return self._codebook
+
+    @property
+    def text(self) -> TextTokenizer:
+        """The text tokenizer.
+
+        Raises:
+          UserError: the checkpoint came without one.
+        """
+        if self._text is None:
+            raise UserError("this model has no text tokenizer: its source had no tokenizer.model")
+        return self._text
 
     def need(self, *names: str) -> None:
         """Raises UserError when the model lacks one of these modules."""
         missing = [name for name in names if name not in self.params]
         if missing:
             raise UserError(
-                f"this model has no {missing[0]} yet: its training has not come to the phase "
-                "that makes it"
+                f"this model has no {missing[0]}: the checkpoint it was converted from has none, "
+                "or its training has not come to the phase that makes it"
             )
 
     def selection(self, select: str | Selection) -> Selection:

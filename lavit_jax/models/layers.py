@@ -22,6 +22,28 @@ fan_in_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"
 embed_init = nn.initializers.normal(0.02)
 
 
+def grid_init(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """Initial positions of a square grid of patches: sines and cosines of row and column.
+
+    Places that are near each other start alike, so that attention finds its neighbours (and a
+    decoder's queries the codes of their own place) from the first steps on (ours).
+
+    Args:
+      key: not used; the initial values are always the same.
+      shape: [N or 1 + N, D]; an odd one out, [CLS], comes first and starts at zero.
+      dtype: of the values.
+    """
+    count, width = shape
+    side = math.isqrt(count)
+    waves = width // 4
+    # From half a wave over two patches to a quarter of a wave over the grid.
+    frequency = math.pi / 2 * jnp.geomspace(1.0, 1.0 / side, waves)
+    row, column = jnp.divmod(jnp.arange(side**2), side)
+    angles = [place[:, None] * frequency for place in (row, column)]
+    table = jnp.concatenate([f(a) for a in angles for f in (jnp.sin, jnp.cos)], axis=1)
+    return jnp.pad(table, ((count - side**2, 0), (0, width - 4 * waves))).astype(dtype)
+
+
 def with_axes(init: Initializer, *axes: str | None) -> Initializer:
     """Attaches logical axis names to what an initializer makes."""
     return nn.with_logical_partitioning(init, axes)

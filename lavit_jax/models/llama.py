@@ -226,11 +226,12 @@ class Llama(nn.Module):
         init = layers.with_axes(layers.embed_init, "vocab", "embed")
         self.embedding = self.param("embedding", init, (c.vocab, c.width))
         in_axes = (0, *[nn.broadcast] * 3)
-        self.blocks: Any
+        blocks: Any
         if c.stacked:
-            self.blocks = layers.stack(LlamaBlock, c.depth, c.remat, c.unroll, in_axes=in_axes)(c)
+            blocks = layers.stack(LlamaBlock, c.depth, c.remat, c.unroll, in_axes=in_axes)(c)
         else:
-            self.blocks = [FlatBlock(c) for _ in range(c.depth)]
+            blocks = [FlatBlock(c) for _ in range(c.depth)]
+        self.blocks = blocks
         self.norm = RMSNorm(c.norm_eps)
         head_axes = ("embed", "vocab")
         self.lm_head = (
@@ -269,8 +270,8 @@ class Llama(nn.Module):
             x, cache = carry
             return self.norm(x), cache
         x, caches = x_BSE, []
-        before: Any = [None] * self.config.depth if cache is None else cache
-        for block, own in zip(self.blocks, before):
+        given: Any = cache or [None] * self.config.depth
+        for block, own in zip(self.blocks, given, strict=True):
             x, extended = block(x, own, *shared)
             caches.append(extended)
         return self.norm(x), tuple(caches) if cache is not None else None

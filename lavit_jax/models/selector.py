@@ -47,6 +47,25 @@ def gumbel_keep(
     return hard + soft - jax.lax.stop_gradient(soft)
 
 
+def random_keep(
+    key: PRNGKeyArray, shape: tuple[int, ...], share: float
+) -> tuple[Float[Array, "B N"], Float[Array, "B N"]]:
+    """Decisions that know nothing of the picture, and scores to rank them by.
+
+    Ours: each row's own share is uniform between none and twice `share` (at most all), so that
+    what learns on them meets short and long rows alike.
+
+    Args:
+      key: decides.
+      shape: B, N.
+      share: of the patches, on average (where it is 1/2 or less).
+    """
+    share_key, patch_key = jax.random.split(key)
+    share_B1 = jax.random.uniform(share_key, (shape[0], 1), maxval=min(2 * share, 1.0))
+    scores_BN = -jax.random.uniform(patch_key, shape)
+    return at_least_one(scores_BN > -share_B1, scores_BN).astype(jnp.float32), scores_BN
+
+
 def greedy_keep(log_probs_BN2: Float[Array, "B N 2"]) -> Float[Array, "B N"]:
     """Keeps the patches more likely kept than dropped; the best one where that is none."""
     scores = log_probs_BN2[..., KEEP]

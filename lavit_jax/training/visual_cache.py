@@ -11,6 +11,7 @@ import numpy as np
 from lavit_jax.data import pipeline
 from lavit_jax.data.visual_ids import VisualIdCache
 from lavit_jax.models import lavit
+from lavit_jax.training.interruption import Interruption
 from lavit_jax.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -29,25 +30,26 @@ def stamp(current: TrainState) -> str:
     return digest.hexdigest()
 
 
-def load_or_build(run: Run, current: TrainState) -> VisualIdCache:
+def load_or_build(run: Run, current: TrainState, interruption: Interruption) -> VisualIdCache:
     """Reads `WORKDIR/visual_ids.npz`, or tokenizes all variants of all training pictures."""
     path, wanted = run.workdir / "visual_ids.npz", stamp(current)
     if path.exists():
         cache = VisualIdCache.load(path)
         if cache.stamp == wanted:
             return cache
-    cache = build(run, current, wanted)
+    cache = build(run, current, wanted, interruption)
     cache.save(path)
     return cache
 
 
-def build(run: Run, current: TrainState, wanted: str) -> VisualIdCache:
+def build(run: Run, current: TrainState, wanted: str, interruption: Interruption) -> VisualIdCache:
     """Tokenizes pictures in batches of one shape."""
     m = run.modules
     tokenize = jax.jit(lambda params, book, images: lavit.tokenize(m, params, book, images))
     pictures = pipeline.variants(run.config, run.data_dir, "train")
     codes, keeps = [], []
     for start in range(0, len(pictures), BATCH):
+        interruption.stop_if_requested()
         images = np.stack([pictures[i] for i in range(start, min(start + BATCH, len(pictures)))])
         padded = np.zeros((BATCH, *images.shape[1:]), np.uint8)
         padded[: len(images)] = images

@@ -28,6 +28,7 @@ COMMANDS = [
     "answer",
     "score",
     "draw",
+    "convert",
     "parity",
 ]
 
