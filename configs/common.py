@@ -76,6 +76,9 @@ def run() -> ConfigDict:
             "evaluation": {  # at the end of `lavit quickstart`
                 "most": 0,  # pictures of each split; 0 is all
                 "train_captions": 256,  # training pictures whose captions are compared
+                # One likeliest drawing of each prompt; `lavit draw` samples varied ones instead.
+                "guidance": 1.5,
+                "temperature": 0.0,
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # -1: what the other axes leave
         }

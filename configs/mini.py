@@ -20,7 +20,8 @@ def get_config(arg: str = "together") -> ConfigDict:
     config.data.variants = 1
     config.checkpoint.every = 20
     config.log.sample_every = 50
-    config.evaluation = {"most": 16, "train_captions": 8}
+    config.evaluation.most = 16
+    config.evaluation.train_captions = 8
     config.phases = {
         name: {**config.phases[name], "steps": steps, "batch_size": batch_size}
         for name, steps, batch_size in (

@@ -57,6 +57,10 @@ def run(workdir: Path, spec: str, overrides: Sequence[str] = ()) -> Path:
             api.load(workdir),
             *splits,
             train_captions=config.evaluation.train_captions,
+            drawing={
+                "guidance": config.evaluation.guidance,
+                "temperature": config.evaluation.temperature,
+            },
             seed=config.seed,
             say=_say,
         )
