@@ -288,6 +288,29 @@ def augment(
     return _recolour(result[..., :3], result[..., 3], colour)
 
 
+def crop(
+    image_HWC: Rgb, rng: np.random.Generator, config: AugmentConfig, size: int
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Resizes a photograph's greater part: nothing but the photograph is ever seen.
+
+    Args:
+      image_HWC: uint8 [H, W, 3].
+      rng: decides; the same number of draws whatever the config.
+      config: how much: up to `scale` of each side is cut off, anywhere.
+      size: side of the result.
+
+    Returns:
+      uint8 [size, size, 3].
+    """
+    cut, x, y = rng.uniform(size=3)
+    height, width = image_HWC.shape[:2]
+    kept = 1.0 - config.scale * cut
+    left, upper = (1 - kept) * width * x, (1 - kept) * height * y
+    box = (left, upper, left + kept * width, upper + kept * height)
+    image = Image.fromarray(image_HWC)
+    return np.array(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+
 def _box(
     width: int, height: int, zoomed: float, right: float, down: float
 ) -> tuple[float, float, float, float]:

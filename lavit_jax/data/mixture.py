@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import grain.python as grain
@@ -12,10 +12,11 @@ from ml_collections import ConfigDict
 from lavit_jax.data import layout
 from lavit_jax.data.layout import Condition, Example, SpecialIds
 from lavit_jax.data.text import TextTokenizer
-from lavit_jax.data.visual_ids import VisualIdCache
+from lavit_jax.data.visual_ids import VisualIds
 from lavit_jax.errors import UserError
 
 Record = dict[str, Any]
+Kind = Callable[[int, np.random.Generator], Example]
 
 
 def choose_caption(
@@ -38,9 +39,21 @@ class ExampleMaker:
         config: ConfigDict,
         records: Sequence[Record],
         text: TextTokenizer,
-        cache: VisualIdCache,
+        cache: VisualIds | None,
+        first_image: int = 0,
     ) -> None:
+        """Makes examples of one source.
+
+        Args:
+          config: the experiment.
+          records: of the source.
+          text: text tokenizer.
+          cache: visual ids of the records' variants; None where there are no images.
+          first_image: place of the source's first image in the list of all sources' images.
+        """
         self._records, self._text, self._cache = records, text, cache
+        self._first_image = first_image
+        self._row_length = config.data.row_length
         self._special = SpecialIds(text.vocab_size, config.model.quantizer.codes)
         self._variants = config.data.variants
         self._canonical_share = config.data.canonical_share
@@ -49,19 +62,25 @@ class ExampleMaker:
     def image_text(self, picture: int, rng: np.random.Generator) -> Example:
         """[image, text]."""
         caption = self._caption(picture, rng)
-        return layout.image_text(self._special, self._condition(picture, rng), caption)
+        condition = self._condition(picture, rng)
+        return layout.image_text(self._special, condition, self._cut(caption, condition.kept))
 
     def text_image(self, picture: int, rng: np.random.Generator) -> Example:
         """[text, image]; the text is dropped now and then, for guidance (ours, SPEC 8)."""
         caption = self._caption(picture, rng)
         if rng.random() < self._text_drop:
             caption = []
-        codes = self._cache.codes(self._image(picture, rng))
-        return layout.text_image(self._special, caption, codes)
+        codes = self._ids.codes(self._image(picture, rng))
+        return layout.text_image(self._special, self._cut(caption, len(codes)), codes)
 
     def text(self, picture: int, rng: np.random.Generator) -> Example:
-        """Plain text."""
-        return layout.plain_text(self._special, self._caption(picture, rng))
+        """Plain text; of one longer than a row some row's worth."""
+        ids = self._caption(picture, rng)
+        room = self._row_length - 1
+        if len(ids) > room:
+            start = room * int(rng.integers(-(-len(ids) // room)))
+            ids = ids[start : start + room]
+        return layout.plain_text(self._special, ids)
 
     def question(self, picture: int, rng: np.random.Generator) -> Example:
         """An image, a question about it and its answer."""
@@ -75,12 +94,48 @@ class ExampleMaker:
         captions = self._records[picture]["captions"]
         return self._text.encode(choose_caption(captions, rng, self._canonical_share))
 
+    def _cut(self, caption: list[int], patches: int) -> list[int]:
+        """As much of a caption as fits a row beside so many patches, [IMG], [/IMG] and </s>."""
+        room = self._row_length - patches - 3
+        return caption[:room] if room > 0 else caption
+
+    @property
+    def _ids(self) -> VisualIds:
+        if self._cache is None:
+            raise UserError("a source without images has no kinds but text")
+        return self._cache
+
     def _image(self, picture: int, rng: np.random.Generator) -> int:
         return picture * self._variants + int(rng.integers(self._variants))
 
     def _condition(self, picture: int, rng: np.random.Generator) -> Condition:
         image = self._image(picture, rng)
-        return Condition(image, self._cache.keep_MN[image])
+        return Condition(self._first_image + image, self._ids.keep(image))
+
+
+def kinds_of(maker: ExampleMaker) -> dict[str, Kind]:
+    """The kinds of examples by name."""
+    return {
+        "image_text": maker.image_text,
+        "text_image": maker.text_image,
+        "text": maker.text,
+        "question": maker.question,
+    }
+
+
+def check_shares(name: str, shares: Mapping[str, float], known: Iterable[str]) -> dict[str, float]:
+    """The shares as they are.
+
+    Raises:
+      UserError: shares that are negative, all zero, or of something unknown.
+    """
+    found = dict(shares.items())
+    unknown = sorted(set(found) - set(known))
+    if unknown:
+        raise UserError(f"{name}.{unknown[0]}: expected only {', '.join(known)}")
+    if any(share < 0 for share in found.values()) or not any(found.values()):
+        raise UserError(f"{name} needs shares of 0 or more, some above: {found}")
+    return found
 
 
 def mixed(
@@ -91,18 +146,8 @@ def mixed(
     Raises:
       UserError: shares that are negative, all zero, or of an unknown kind.
     """
-    kinds: dict[str, Callable[[int, np.random.Generator], Example]] = {
-        "image_text": maker.image_text,
-        "text_image": maker.text_image,
-        "text": maker.text,
-        "question": maker.question,
-    }
-    shares = dict(config.data.mixture.items())
-    unknown = sorted(set(shares) - set(kinds))
-    if unknown:
-        raise UserError(f"config.data.mixture.{unknown[0]}: expected only {', '.join(kinds)}")
-    if any(share < 0 for share in shares.values()) or not any(shares.values()):
-        raise UserError(f"config.data.mixture needs shares of 0 or more, some above: {shares}")
+    kinds = kinds_of(maker)
+    shares = check_shares("config.data.mixture", config.data.mixture, kinds)
     used = [(kind, place) for place, kind in enumerate(kinds) if shares.get(kind)]
     streams = [
         grain.MapDataset.range(pictures)

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from lavit_jax.data import pipeline
-from lavit_jax.data.visual_ids import VisualIdCache
+from lavit_jax.data import pipeline, prepared
+from lavit_jax.data.stored_ids import Stamp
+from lavit_jax.data.visual_ids import VisualIdCache, VisualIds
 from lavit_jax.models import lavit
 from lavit_jax.training.state import TrainState
 
@@ -29,9 +31,27 @@ def stamp(current: TrainState) -> str:
     return digest.hexdigest()
 
 
-def load_or_build(run: Run, current: TrainState) -> VisualIdCache:
-    """Reads `WORKDIR/visual_ids.npz`, or tokenizes all variants of all training pictures."""
-    path, wanted = run.workdir / "visual_ids.npz", stamp(current)
+def full_stamp(config: ConfigDict, weights: str) -> Stamp:
+    """What stored visual ids must have been made with."""
+    size = config.model.image_size
+    seen = f"whole image, {size} x {size}, Pillow bicubic"
+    return Stamp(weights, seen, f"greedy, at most {config.model.selector.max_kept or 'all'}")
+
+
+def load_or_build(run: Run, current: TrainState) -> VisualIds:
+    """Reads stored ids, or tokenizes all variants of all training pictures.
+
+    Stored are those of `config.data.visual_ids`, or `WORKDIR/visual_ids.npz`. If no source of
+    `config.data.sources` is the data set itself, there are none to make.
+    """
+    data, wanted = run.config.data, stamp(current)
+    if data.sources and all(source.get("path", "") for source in data.sources.values()):
+        return VisualIdCache(np.zeros((0, 0), np.uint16), np.zeros((0, 0), np.uint8), wanted)
+    if data.visual_ids:
+        examples = prepared.read_index(data.dataset)["examples"]
+        full = full_stamp(run.config, wanted)
+        return pipeline.load_ids(run.config, data.visual_ids, full, examples)
+    path = run.workdir / "visual_ids.npz"
     if path.exists():
         cache = VisualIdCache.load(path)
         if cache.stamp == wanted:

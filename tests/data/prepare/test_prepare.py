@@ -53,13 +53,13 @@ def test_every_example_is_prepared_once_and_in_order(tmp_path):
 
 
 def test_shards_are_about_as_large_as_asked(tmp_path):
-    source = tars(tmp_path / "src", 2, 150, size=(128, 128))
-    index = run.prepare(job(source, tmp_path / "dst", 200_000), ALONE)
+    source = tars(tmp_path / "src", 2, 60, size=(320, 320))
+    index = run.prepare(job(source, tmp_path / "dst", 300_000), ALONE)
     sizes = [shard["bytes"] for shard in index["shards"]]
     assert len(sizes) >= 4
-    assert max(sizes) < 300_000
-    assert min(sizes) > 100_000
-    assert [example.key for example in stored(tmp_path / "dst")] == keys(300)
+    assert max(sizes) < 500_000
+    assert min(sizes) > 150_000
+    assert [example.key for example in stored(tmp_path / "dst")] == keys(120)
 
 
 def test_the_number_of_workers_does_not_matter(tmp_path):
