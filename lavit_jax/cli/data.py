@@ -129,7 +129,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    from lavit_jax.data import survey
+    from lavit_jax.report import survey
 
     found = survey.survey(args.data, args.most)
     sheet = args.sheet or args.data / "contact_sheet.png"
@@ -163,6 +163,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="of a training step on the target; says what each host must deliver",
     )
+    parser.set_defaults(overrides=[])
     parser.add_argument(
         "--hosts", type=number(int, 1), default=1, metavar="N", help="of the target (default: 1)"
     )
@@ -173,8 +174,9 @@ def _bench(args: argparse.Namespace) -> None:
     from lavit_jax.config import load_config
     from lavit_jax.data import rates
 
-    found = rates.measure(load_config(args.config), args.data, args.seconds)
-    found["needs"] = rates.needs(load_config(args.config), args.step_seconds, args.hosts)
+    config = load_config(args.config, args.overrides)
+    found = rates.measure(config, args.data, args.seconds)
+    found["needs"] = rates.needs(config, args.step_seconds, args.hosts)
     if args.json:
         print_json(found)
         return

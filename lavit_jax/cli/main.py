@@ -9,7 +9,17 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from lavit_jax import allocator
-from lavit_jax.cli import answer, caption, data, draw, parity, quickstart, tokenize, train
+from lavit_jax.cli import (
+    answer,
+    caption,
+    data,
+    draw,
+    parity,
+    quickstart,
+    tokenize,
+    tokenize_dataset,
+    train,
+)
 from lavit_jax.cli.common import Command
 
 # Modules of one command each, in the order of `lavit --help`; none imports jax before it runs.
@@ -22,6 +32,7 @@ COMMANDS: tuple[Command, ...] = (
     draw,
     parity,
     data,
+    tokenize_dataset,
 )
 
 EXIT_MISTAKE = 2
@@ -67,7 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     helps = {_name(command): (command.__doc__ or "").strip() for command in COMMANDS}
     # Our own list: argparse breaks the line after the longest name.
-    listed = "\n".join(f"  {name:11} {_first_line(text)}" for name, text in helps.items())
+    listed = "\n".join(f"  {name:17} {_first_line(text)}" for name, text in helps.items())
     parser = _Parser(
         prog="lavit",
         usage="lavit [-h] [--version] COMMAND ...",
@@ -92,7 +103,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _name(command: Command) -> str:
-    return command.__name__.rpartition(".")[2]
+    return command.__name__.rpartition(".")[2].replace("_", "-")
 
 
 def _first_line(text: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from lavit_jax.data import pipeline, prepared
 from lavit_jax.data.stored_ids import Stamp
 from lavit_jax.data.visual_ids import VisualIdCache, VisualIds
 from lavit_jax.models import lavit
+from lavit_jax.models.quantizer import Codebook
 from lavit_jax.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -22,10 +24,10 @@ BATCH = 64
 TOKENIZER = ("encoder", "selector", "merger", "quantizer")
 
 
-def stamp(current: TrainState) -> str:
+def stamp(params: Mapping[str, Any], codebook: Codebook) -> str:
     """A hash of the weights that decide ids; a cache made by others is not used."""
     digest = hashlib.sha256()
-    tree = ({name: current.params[name] for name in TOKENIZER}, current.codebook.codes_KC)
+    tree = ({name: params[name] for name in TOKENIZER}, codebook.codes_KC)
     for leaf in jax.tree.leaves(jax.device_get(tree)):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
@@ -34,7 +36,7 @@ def stamp(current: TrainState) -> str:
 def full_stamp(config: ConfigDict, weights: str) -> Stamp:
     """What stored visual ids must have been made with."""
     size = config.model.image_size
-    seen = f"whole image, {size} x {size}, Pillow bicubic"
+    seen = f"whole image, {size} x {size}, Pillow bicubic, JPEG no larger than needed"
     return Stamp(weights, seen, f"greedy, at most {config.model.selector.max_kept or 'all'}")
 
 
@@ -44,7 +46,7 @@ def load_or_build(run: Run, current: TrainState) -> VisualIds:
     Stored are those of `config.data.visual_ids`, or `WORKDIR/visual_ids.npz`. If no source of
     `config.data.sources` is the data set itself, there are none to make.
     """
-    data, wanted = run.config.data, stamp(current)
+    data, wanted = run.config.data, stamp(current.params, current.codebook)
     if data.sources and all(source.get("path", "") for source in data.sources.values()):
         return VisualIdCache(np.zeros((0, 0), np.uint16), np.zeros((0, 0), np.uint8), wanted)
     if data.visual_ids:

@@ -19,7 +19,11 @@ def _pyarrow() -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise UserError("parquet needs pyarrow: pip install 'lavit_jax[parquet]'") from error
-    return pyarrow.parquet
+    return pyarrow
+
+
+# What pyarrow raises on damaged files: its own errors are these by inheritance.
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError, OverflowError)
 
 
 class ParquetSource:
@@ -27,7 +31,7 @@ class ParquetSource:
 
     def __init__(self, spec: str, options: Options) -> None:
         self._spec, self._options = spec, options
-        self._parquet = _pyarrow()
+        self._arrow = _pyarrow()
 
     def parts(self) -> list[Part]:
         """The row groups; a file that cannot be opened is one part, and says so when read."""
@@ -36,11 +40,13 @@ class ParquetSource:
             size, fingerprint = files.size_of(url)
             try:
                 with files.open_file(url) as file:
-                    facts = self._parquet.ParquetFile(file).metadata
+                    facts = self._arrow.parquet.ParquetFile(
+                        file, page_checksum_verification=True
+                    ).metadata
                     groups = [
                         facts.row_group(g).total_byte_size for g in range(facts.num_row_groups)
                     ]
-            except (OSError, ValueError):  # pyarrow's own errors are these
+            except _DAMAGE:
                 found.append(Part(url, size=size, fingerprint=fingerprint))
                 continue
             found += [Part(url, g, g + 1, n, fingerprint) for g, n in enumerate(groups)]
@@ -50,11 +56,11 @@ class ParquetSource:
         """The rows of a row group."""
         try:
             with files.open_file(part.place) as file:
-                table = self._parquet.ParquetFile(file)
+                table = self._arrow.parquet.ParquetFile(file, page_checksum_verification=True)
                 yield from self._rows(table, part)
         except UserError:
             raise
-        except (OSError, ValueError) as error:
+        except _DAMAGE as error:
             yield Broken("corrupt shard", part.place, f"row group {part.start}: {error}"[:200])
 
     def _rows(self, table: Any, part: Part) -> Iterator[Raw | Broken]:
@@ -74,18 +80,34 @@ class ParquetSource:
         stem = PurePosixPath(part.place).stem
         batches = table.iter_batches(ROWS, row_groups=[part.start], columns=columns)
         for batch in batches:
-            for number, row in enumerate(batch.to_pylist(), start=before):
+            for number, row in enumerate(self._bytes(batch).to_pylist(), start=before):
                 origin = f"{part.place}:row {number}"
                 name = row.get(key) if key else None
-                yield _example(row, image, caption, str(name or f"{stem}-{number:08d}"), origin)
+                shown = name.decode("utf-8", "replace") if isinstance(name, bytes) else name
+                yield _example(row, image, caption, str(shown or f"{stem}-{number:08d}"), origin)
             before += len(batch)
+
+    def _bytes(self, batch: Any) -> Any:
+        """Text as bytes, so that one caption that is not UTF-8 does not spoil the others."""
+        arrow, types = self._arrow, self._arrow.types
+
+        def plain(column: Any) -> Any:
+            if types.is_string(column.type):
+                return column.cast(arrow.binary())
+            return (
+                column.cast(arrow.large_binary()) if types.is_large_string(column.type) else column
+            )
+
+        columns = [plain(column) for column in batch.columns]
+        return arrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 def _example(
     row: dict[str, Any], image: str | None, caption: str, key: str, origin: str
 ) -> Raw | Broken:
-    if row.get("status", "success") != "success":
-        return Broken(NOT_DOWNLOADED, origin, str(row["status"]))
+    status = row.get("status", b"success")
+    if status not in (b"success", "success"):
+        return Broken(NOT_DOWNLOADED, origin, str(status))
     captions = base.texts(row[caption])
     if image is None:
         return Raw(key, origin, None, captions)

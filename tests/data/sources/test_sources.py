@@ -119,7 +119,7 @@ def test_parquet_of_img2dataset(tmp_path):
     assert [(p.start, p.stop) for p in open_source(str(path)).parts()] == [(0, 1), (1, 2), (2, 3)]
     found = everything(tmp_path)
     assert [raw.key for raw in found] == keys(10)
-    assert [raw.captions for raw in found] == [(caption(n),) for n in range(10)]
+    assert [raw.captions for raw in found] == [(caption(n).encode(),) for n in range(10)]
     assert found[9].image == jpeg(9)
 
 
@@ -128,7 +128,7 @@ def test_parquet_of_hugging_face(tmp_path):
     pq.write_table(pa.table({"image": images, "text": ["a", "b", "c"]}), tmp_path / "x.parquet")
     found = everything(tmp_path / "x.parquet")
     assert [(raw.image, raw.captions) for raw in found] == [
-        (jpeg(n), (text,)) for n, text in enumerate("abc")
+        (jpeg(n), (text.encode(),)) for n, text in enumerate("abc")
     ]
 
 
@@ -143,6 +143,12 @@ def test_rows_that_were_not_downloaded_say_so(tmp_path):
     ]
 
 
+def test_one_caption_that_is_not_utf8_spoils_no_other(tmp_path):
+    broken = pa.array([b"a", b"\xff\xfe", b"c"]).view(pa.string())
+    path = parquet(tmp_path / "x.parquet", 3, caption=broken)
+    assert [raw.captions for raw in everything(path)] == [(b"a",), (b"\xff\xfe",), (b"c",)]
+
+
 def test_a_damaged_parquet_file_is_one_broken_shard(tmp_path):
     data = parquet(tmp_path / "x.parquet", 3).read_bytes()
     (tmp_path / "x.parquet").write_bytes(data[:-20])
@@ -155,7 +161,7 @@ def test_parquet_without_captions_names_its_columns(tmp_path):
     with pytest.raises(UserError, match=r"picture, title.*--caption-field"):
         everything(tmp_path)
     options = Options(image_field="picture", caption_field="title")
-    assert everything(tmp_path, options)[0].captions == ("t",)
+    assert everything(tmp_path, options)[0].captions == (b"t",)
 
 
 def json_folder(folder, rows):
