@@ -64,8 +64,8 @@ class Store:
     def scratch(self) -> Iterator[Path]:
         """A folder on this machine for unfinished files; gone afterwards."""
         if not self._local:
-            with tempfile.TemporaryDirectory(prefix="lavit_prepare_") as folder:
-                yield Path(folder)
+            with tempfile.TemporaryDirectory(prefix="lavit_prepare_") as elsewhere:
+                yield Path(elsewhere)
             return
         work = Path(self.path(WORK))
         work.mkdir(parents=True, exist_ok=True)

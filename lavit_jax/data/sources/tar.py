@@ -82,7 +82,7 @@ class _Header(tarfile.TarInfo):
     def fromtarfile(cls, tar: Any) -> Any:
         try:
             return super().fromtarfile(tar)
-        except tarfile.InvalidHeaderError:
+        except tarfile.InvalidHeaderError:  # type: ignore[attr-defined]
             tar.damaged = True
             raise
 
@@ -105,7 +105,7 @@ def _members(file: IO[bytes]) -> Iterator[tuple[str, bytes | None] | str]:
                 yield f"damaged after byte {end}"
             if member is None:
                 return
-            tar.members = []  # it remembers every member otherwise
+            tar.members = []  # type: ignore[attr-defined]  # it remembers every member otherwise
             end = tar.offset
             # Regular members alone: a sparse one says how much room it wants.
             if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:

@@ -125,9 +125,10 @@ class _Fields:
     def example(self, row: dict[str, Any], origin: str, key: str) -> Raw:
         if self._key:
             key = _shown(row[self._key])
+        captions: tuple[str | bytes, ...] = ()
         if self._caption:
             captions = _texts(row[self._caption])
-        else:
+        elif self._labels:
             captions = (self._features[self._labels].int2str(int(row[self._labels])),)
         image = _encoded(row[self._image]) if self._image else None
         questions, answers = _texts(row.get("questions")), _texts(row.get("answers"))

@@ -229,22 +229,19 @@ def test_plain_text_documents_end_at_blank_lines(tmp_path):
     assert len({raw.key for raw in found}) == 3
 
 
-def test_tfds_data_sets_by_package_and_builder(tmp_path):
-    from lavit_jax.data import twemoji
-
-    twemoji.prepare(tmp_path)
-    options = Options(split="test_combo", data_dir=str(tmp_path))
+def test_tfds_data_sets_by_package_and_builder(data_dir, records):
+    options = Options(split="test_combo", data_dir=str(data_dir))
     source = open_source("lavit_jax.data.twemoji:Twemoji", options)
     found = list(source.read(source.parts()[0]))
     assert len(found) == 300
-    record = twemoji.source("test_combo", tmp_path)[5]
+    record = records["test_combo"][5]
     assert (found[5].key, found[5].answers) == (
         record["key"],
         tuple(answer.encode() for answer in record["answers"]),
     )
     assert found[5].image.startswith(b"\x89PNG")
     with pytest.raises(UserError, match=r"no split 'valid': choose --split from .*train"):
-        open_source("lavit_jax.data.twemoji:Twemoji", Options("valid", str(tmp_path))).parts()
+        open_source("lavit_jax.data.twemoji:Twemoji", Options("valid", str(data_dir))).parts()
 
 
 @pytest.mark.parametrize(
