@@ -1,18 +1,19 @@
 import json
 import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
+import types
 from pathlib import Path
 
 import fsspec
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
+from benchmarks import kill_prepare
 from lavit_jax.data import record
 from lavit_jax.data.prepare import run, tasks
+from lavit_jax.data.prepare.beam import beam_runner
 from lavit_jax.data.prepare.store import Store
 from lavit_jax.data.prepare.tasks import Job
 from lavit_jax.data.sources import Options
@@ -158,26 +159,76 @@ def test_nothing_to_prepare_is_said(tmp_path):
         run.prepare(job(tmp_path / "x.jsonl", tmp_path / "dst"), ALONE)
 
 
+class TwiceBeam(types.ModuleType):
+    """Stands in for Apache Beam: does every element twice, as Beam may."""
+
+    class Pipeline:
+        def __init__(self, options):
+            self.elements = []
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *unused):
+            return None
+
+        def __or__(self, step):
+            self.elements = step(self.elements)
+            return self
+
+    class Step:
+        def __init__(self, do):
+            self.do = do
+
+        def __call__(self, elements):
+            return self.do(elements)
+
+        def __rrshift__(self, label):
+            return self
+
+    def Create(self, elements):
+        return self.Step(lambda _: list(elements))
+
+    def Reshuffle(self):
+        return self.Step(lambda elements: elements[::-1])
+
+    def Map(self, function, *arguments):
+        return self.Step(lambda elements: [function(e, *arguments) for e in [*elements, *elements]])
+
+
+def test_beam_does_the_same_tasks_in_any_order_and_twice(tmp_path, monkeypatch):
+    options = types.ModuleType("apache_beam.options.pipeline_options")
+    given: list = []
+    options.PipelineOptions = given.append
+    fake = TwiceBeam("apache_beam")
+    monkeypatch.setitem(sys.modules, "apache_beam", fake)
+    monkeypatch.setitem(sys.modules, "apache_beam.options", types.ModuleType("options"))
+    monkeypatch.setitem(sys.modules, "apache_beam.options.pipeline_options", options)
+    source = tars(tmp_path / "src", 4, 10)
+    run.prepare(job(source, tmp_path / "local"), ALONE)
+    run.prepare(job(source, tmp_path / "beam"), beam_runner("dataflow", ["--project=mine"]))
+    assert given == [["--runner=DataflowRunner", "--project=mine"]]
+    assert content(tmp_path / "beam") == content(tmp_path / "local")
+
+
+def test_beam_is_asked_for_only_when_it_is_used(monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(UserError, match=r"--runner direct needs Apache Beam: pip install"):
+        beam_runner("direct")
+
+
 @pytest.mark.subprocess
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_at_any_moment_it_loses_and_doubles_nothing(tmp_path, workers):
-    source = tars(tmp_path / "src", 60, 15)
+    """`benchmarks/kill_prepare.py` kills it many more times."""
+    source = tars(tmp_path / "src", 30, 10)
     run.prepare(job(source, tmp_path / "whole"), ALONE)
-    command = [sys.executable, "-m", "lavit_jax", "data", "prepare", str(source)]
-    command += [str(tmp_path / "dst"), "--shard-mb", "0.02", "--workers", str(workers)]
-    chance, killed = random.Random(workers), 0
-    for _ in range(5):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        begun = time.monotonic()
-        # The moment is counted from the first sign of work, not from the start of Python.
-        while process.poll() is None and not (tmp_path / "dst" / ".work").exists():
-            time.sleep(0.01)
-        while process.poll() is None and time.monotonic() - begun < 60:
-            time.sleep(chance.uniform(0.0, 0.7))
-            break
-        process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
-    assert killed
+    command = kill_prepare.command(source, tmp_path / "dst", workers)
+    chance = random.Random(workers)
+    killed = [
+        kill_prepare.killed(command, tmp_path / "dst", chance.uniform(0, 0.3)) for _ in range(3)
+    ]
+    assert any(killed)
     assert subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode == 0
     assert content(tmp_path / "dst") == content(tmp_path / "whole")
-    assert [example.key for example in stored(tmp_path / "dst")] == keys(900)
+    assert [example.key for example in stored(tmp_path / "dst")] == keys(300)
