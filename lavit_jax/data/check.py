@@ -38,9 +38,9 @@ def checked(raw: Raw | Broken) -> Iterator[Raw | Broken]:
     if raw.image is None:
         yield from _pieces(raw, captions)
         return
-    fault = _image_fault(raw.image, raw.origin)
-    if fault is not None:
-        yield fault
+    unfit = _image_fault(raw.image, raw.origin)
+    if unfit is not None:
+        yield unfit
         return
     questions, answers = _pairs(raw)
     yield dataclasses.replace(

@@ -209,6 +209,7 @@ def unified_batches(
         return several.Held(main.records, main, cache)
 
     examples: packing.Examples | packing.Staged
+    images: Sequence[np.ndarray]
     if config.data.sources:
         examples, images = several.several(config, text, batch_size, seed, opened)
     else:

@@ -106,7 +106,11 @@ class ShardReader:
 
 
 class Prepared(Sequence[Any]):
-    """The stored examples: `Raw`, or `Broken` where a record cannot be read."""
+    """The stored examples: `Raw`, or `Broken` where a record cannot be read.
+
+    Attributes:
+      facts: the folder's index.
+    """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         """Opens a prepared folder.
@@ -114,8 +118,8 @@ class Prepared(Sequence[Any]):
         Raises:
           UserError: as `read_index`.
         """
-        self.index = read_index(folder)
-        self._shards = ShardReader(folder, self.index["shards"])
+        self.facts = read_index(folder)
+        self._shards = ShardReader(folder, self.facts["shards"])
 
     def __len__(self) -> int:
         return len(self._shards)

@@ -45,7 +45,7 @@ def survey(folder: str | os.PathLike[str], most: int) -> dict[str, Any]:
             else:
                 tally.good += 1
                 seen.add(item)
-    index = stored.index
+    index = stored.facts
     rejected = dict(sorted(index["rejected"].items(), key=lambda item: -item[1]))
     offered = index["examples"] + sum(rejected.values())
     return {
@@ -118,7 +118,7 @@ def _percentiles(values: Sequence[int]) -> dict[str, float]:
 def write_sheet(folder: str | os.PathLike[str], path: Path) -> bool:
     """Writes pictures from all over the data set with their captions; False if it has none."""
     stored = prepared.Prepared(folder)
-    if not stored.index["images"]:
+    if not stored.facts["images"]:
         return False
     cells, labels = [], []
     for place in _spread(len(stored), SHOWN):

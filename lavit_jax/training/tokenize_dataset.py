@@ -80,7 +80,7 @@ def tokenize_dataset(
     images = prepared.examples(source, model.modules.config.encoder.image_size, data.max_bad_share)
     shards = _shards(prepared.read_index(source))
     store = Store(destination)
-    plan = {
+    plan: dict[str, Any] = {
         "job": {"source": os.fspath(source)},
         "stamp": dataclasses.asdict(stamp),
         "patches": model.modules.config.patches,
@@ -107,8 +107,9 @@ def tokenize_dataset(
             from jax.experimental import multihost_utils
 
             multihost_utils.sync_global_devices("every shard is tokenized")
-        index = {**plan, "images": len(images), "shards": _receipts(store, shards)}
-        index["bytes"] = sum(shard["bytes"] for shard in index["shards"])
+        written = [store.read_json(shard.receipt) for shard in shards]
+        size = sum(shard["bytes"] for shard in written)
+        index = {**plan, "images": len(images), "bytes": size, "shards": written}
         if jax.process_index() == 0:
             store.write_json(prepared.INDEX, index)
     if jax.process_index() == 0:
@@ -123,10 +124,6 @@ def _shards(index: dict[str, Any]) -> list[_Shard]:
         _Shard(f"ids-{number:06d}.array_record", first, count)
         for number, (first, count) in enumerate(zip(firsts, counts))
     ]
-
-
-def _receipts(store: Store, shards: Sequence[_Shard]) -> list[dict[str, Any]]:
-    return [store.read_json(shard.receipt) for shard in shards]
 
 
 class _Tokenizer:
