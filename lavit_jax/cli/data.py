@@ -84,6 +84,7 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
         help="stop past this share of broken examples (default: 0.01)",
     )
     add_json(parser)
+    parser.set_defaults(resumes=True)
 
 
 def _prepare(args: argparse.Namespace) -> None:

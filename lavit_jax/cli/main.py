@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.run(args) or 0
     except KeyboardInterrupt:
-        hint = "; run the same command again to go on" if "overrides" in args else ""
+        hint = "; run the same command again to go on" if "resumes" in args else ""
         print(f"\nlavit: stopped{hint}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the experiment (default: {DEFAULT_CONFIG})",
     )
     add_json(parser)
-    parser.set_defaults(overrides=[])
+    parser.set_defaults(overrides=[], resumes=True)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="work directory of the run with the tokenizer",
     )
     add_json(parser)
+    parser.set_defaults(resumes=True)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from lavit_jax.cli.main import main
 from lavit_jax.errors import UserError
 
 COMMANDS = ["quickstart", "train", "tokenize", "caption", "answer", "draw", "parity"]
+COMMANDS += ["data", "tokenize-dataset"]
 
 
 @dataclasses.dataclass
