@@ -115,13 +115,13 @@ def test_batches_depend_on_seed_and_step_only_and_go_on_from_a_state(
     open_batches, mixed_config, weigh_by
 ):
     mixed_config.data.weigh_by = weigh_by
-    mixed_config.data.curriculum = ((3, {"prose": 4.0}), (6, {"pairs": 0.0}))
+    mixed_config.data.curriculum = ((2, {"prose": 4.0}), (4, {"pairs": 0.0}))
     whole = open_batches()
     states, expected = [], []
-    for _ in range(10):
+    for _ in range(7):
         states.append(json.loads(json.dumps(whole.get_state())))
         expected.append(next(whole))
-    for done in (0, 2, 5, 8):
+    for done in (0, 3, 5):
         again = open_batches(prefetch=done % 2)
         again.set_state(states[done])
         for batch in expected[done:]:
@@ -196,7 +196,7 @@ def test_damaged_ids_are_skipped(open_batches, mixed_config, folders, tmp_path):
     write_ids(tmp_path / "ids", 100, lost=3)
     mixed_config.data.sources.pairs.visual_ids = str(tmp_path / "ids")
     batches = open_batches()
-    for _ in range(30):
+    for _ in range(20):
         next(batches)
 
 
