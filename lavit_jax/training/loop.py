@@ -170,9 +170,7 @@ def _batches(run: Run, phase: Phase, current: TrainState) -> Any:
     if objective == "tokenizer":
         return pipeline.image_batches(run.config, run.data_dir, batch_size, seed)
     cache = visual_cache.load_or_build(run, current)
-    stamp = visual_cache.full_stamp(
-        run.config, visual_cache.stamp(current.params, current.codebook)
-    )
+    stamp = visual_cache.full_stamp(run.config, current) if run.config.data.sources else None
     return pipeline.unified_batches(
         run.config, run.data_dir, run.text, cache, batch_size, seed, stamp=stamp
     )

@@ -75,8 +75,7 @@ def tokenize_dataset(
     """
     model = restore(checkpoint)
     data = model.config.data
-    weights = visual_cache.stamp(model.params, model.codebook)
-    stamp = visual_cache.full_stamp(model.config, weights)
+    stamp = visual_cache.full_stamp(model.config, model)
     images = prepared.examples(source, model.modules.config.encoder.image_size, data.max_bad_share)
     shards = _shards(prepared.read_index(source))
     store = Store(destination)

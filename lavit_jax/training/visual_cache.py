@@ -18,6 +18,7 @@ from lavit_jax.models.quantizer import Codebook
 from lavit_jax.training.state import TrainState
 
 if TYPE_CHECKING:
+    from lavit_jax.training.restore import Restored
     from lavit_jax.training.run import Run
 
 BATCH = 64
@@ -33,10 +34,11 @@ def stamp(params: Mapping[str, Any], codebook: Codebook) -> str:
     return digest.hexdigest()
 
 
-def full_stamp(config: ConfigDict, weights: str) -> Stamp:
-    """What stored visual ids must have been made with."""
+def full_stamp(config: ConfigDict, model: TrainState | Restored) -> Stamp:
+    """What the visual ids of a model's tokenizer are stored with."""
     size = config.model.image_size
     seen = f"whole image, {size} x {size}, Pillow bicubic, JPEG no larger than needed"
+    weights = stamp(model.params, model.codebook)
     return Stamp(weights, seen, f"greedy, at most {config.model.selector.max_kept or 'all'}")
 
 
@@ -46,14 +48,14 @@ def load_or_build(run: Run, current: TrainState) -> VisualIds:
     Stored are those of `config.data.visual_ids`, or `WORKDIR/visual_ids.npz`. If no source of
     `config.data.sources` is the data set itself, there are none to make.
     """
-    data, wanted = run.config.data, stamp(current.params, current.codebook)
+    data = run.config.data
     if data.sources and all(source.get("path", "") for source in data.sources.values()):
-        return VisualIdCache(np.zeros((0, 0), np.uint16), np.zeros((0, 0), np.uint8), wanted)
+        return VisualIdCache(np.zeros((0, 0), np.uint16), np.zeros((0, 0), np.uint8))
     if data.visual_ids:
         examples = prepared.read_index(data.dataset)["examples"]
-        full = full_stamp(run.config, wanted)
+        full = full_stamp(run.config, current)
         return pipeline.load_ids(run.config, data.visual_ids, full, examples)
-    path = run.workdir / "visual_ids.npz"
+    path, wanted = run.workdir / "visual_ids.npz", stamp(current.params, current.codebook)
     if path.exists():
         cache = VisualIdCache.load(path)
         if cache.stamp == wanted:
