@@ -78,7 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     helps = {_name(command): (command.__doc__ or "").strip() for command in COMMANDS}
     # Our own list: argparse breaks the line after the longest name.
-    listed = "\n".join(f"  {name:17} {_first_line(text)}" for name, text in helps.items())
+    listed = "\n".join(f"  {name:16} {_first_line(text)}" for name, text in helps.items())
     parser = _Parser(
         prog="lavit",
         usage="lavit [-h] [--version] COMMAND ...",

@@ -1,4 +1,4 @@
-"""Train everything on drawn pictures, measure it, write a report.
+"""Train everything on drawings, measure it, write a report.
 
 Stopped at any time, it goes on where it was when it is run again. Any field of the config can be
 changed with --config.FIELD=VALUE.

@@ -59,9 +59,10 @@ def prepare(
             )
         store.remove_work()
         return index
+    tasks = pieces.make_tasks(job)
     with store.claimed():
         store.sweep()
-        tasks = _planned(job, store)
+        _keep_plan(job, store, tasks)
         left = [task for task in tasks if not store.exists(task.receipt)]
         if len(left) < len(tasks):
             say(f"{len(tasks) - len(left)} of {len(tasks)} tasks were done before")
@@ -81,9 +82,8 @@ def _stored(job: Job) -> dict[str, Any]:
     return {"format": FORMAT, **job.to_json()}
 
 
-def _planned(job: Job, store: Store) -> list[Task]:
-    """The plan, which must be what it was when the job was begun."""
-    tasks = pieces.make_tasks(job)
+def _keep_plan(job: Job, store: Store, tasks: Sequence[Task]) -> None:
+    """Stores the plan, which must be what it was when the job was begun."""
     plan = {"job": _stored(job), "tasks": [task.to_json() for task in tasks]}
     begun = store.read_json(PLAN)
     if begun is None:
@@ -93,7 +93,6 @@ def _planned(job: Job, store: Store) -> list[Task]:
         raise UserError(
             f"the {what} changed since {job.destination} was begun: delete it to start anew"
         )
-    return tasks
 
 
 def _done_before(store: Store, tasks: Sequence[Task], left: Sequence[Task]) -> Tally:

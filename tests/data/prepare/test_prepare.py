@@ -131,7 +131,7 @@ def test_a_source_that_changed_halfway_is_refused(tmp_path):
     source = tars(tmp_path / "src", 2, 5)
     begun = job(source, tmp_path / "dst")
     with Store(begun.destination).claimed():
-        run._planned(begun, Store(begun.destination))
+        run._keep_plan(begun, Store(begun.destination), tasks.make_tasks(begun))
     tars(tmp_path / "src", 3, 5)
     with pytest.raises(UserError, match="changed since .* was begun"):
         run.prepare(begun, ALONE)
