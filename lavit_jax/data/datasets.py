@@ -51,12 +51,27 @@ def load_split(
     return load_prepared(config, config.data.dataset, split)
 
 
+def load_texts(
+    config: ConfigDict, data_dir: str | os.PathLike[str], split: str
+) -> Sequence[Record]:
+    """The records of a split for those who do not look at images, which may be missing."""
+    if config.data.dataset == TWEMOJI:
+        return load_split(config, data_dir, split)
+    return load_prepared_texts(config, config.data.dataset, split)
+
+
 def load_prepared(config: ConfigDict, folder: str, split: str) -> Sequence[Record]:
     """The records of a split of a prepared folder, text alone among them."""
-    size, data = config.model.image_size, config.data
-    return _load_prepared(
-        str(Path(folder).resolve()), size, data.max_bad_share, data.held_out, split == TRAIN
-    )
+    place, data = str(Path(folder).resolve()), config.data
+    found = _examples(place, config.model.image_size, data.max_bad_share)
+    return prepared.Split(found, data.held_out, split == TRAIN)
+
+
+def load_prepared_texts(config: ConfigDict, folder: str, split: str) -> Sequence[Record]:
+    """The same without images."""
+    place, data = str(Path(folder).resolve()), config.data
+    found = _texts(place, data.max_bad_share)
+    return prepared.Split(found, data.held_out, split == TRAIN)
 
 
 @functools.lru_cache(maxsize=8)
@@ -64,11 +79,8 @@ def _load_twemoji(folder: str, languages: tuple[str, ...], split: str) -> Sequen
     return in_memory_if_small(twemoji.source(split, folder, languages))
 
 
-@functools.lru_cache(maxsize=32)
-def _load_prepared(
-    folder: str, size: int, max_bad_share: float, held_out: int, train: bool
-) -> Sequence[Record]:
-    return prepared.Split(prepared.examples(folder, size, max_bad_share), held_out, train)
+_examples = functools.lru_cache(maxsize=32)(prepared.examples)
+_texts = functools.lru_cache(maxsize=32)(prepared.texts)
 
 
 def _check_folder(folder: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import grain.python as grain
@@ -30,7 +31,6 @@ from lavit_jax.errors import UserError
 
 Record = dict[str, Any]
 
-THREADS = 1  # the cores belong to training; one thread keeps ahead of it
 PREFETCH = 4  # batches
 
 
@@ -92,7 +92,7 @@ def image_batches(
     split: str = "train",
     process_index: int | None = None,
     process_count: int | None = None,
-    threads: int = THREADS,
+    threads: int | None = None,
 ) -> Batches:
     """Augmented pictures, for the tokenizer phases.
 
@@ -104,7 +104,8 @@ def image_batches(
       split: which pictures.
       process_index: this process; by default JAX's.
       process_count: number of processes; by default JAX's.
-      threads: that prepare batches ahead; 0 prepares each when asked.
+      threads: that prepare batches ahead, by default `config.data.threads`; 0 prepares each when
+        asked.
 
     Returns:
       Iterator of {"images": uint8 [B, H, W, 3], "index": int32 [B], place in the split}.
@@ -116,6 +117,7 @@ def image_batches(
         image = _augmented(records[index], rng, augment, size)
         return {"images": image, "index": np.array(index, np.int32)}
 
+    threads = config.data.threads if threads is None else threads
     return _iterate(len(records), view, batch_size, seed, process_index, process_count, threads)
 
 
@@ -130,7 +132,7 @@ def pair_batches(
     split: str = "train",
     process_index: int | None = None,
     process_count: int | None = None,
-    threads: int = THREADS,
+    threads: int | None = None,
 ) -> Batches:
     """Augmented pictures with one of their captions, for contrastive pretraining.
 
@@ -158,6 +160,7 @@ def pair_batches(
             "index": np.array(index, np.int32),
         }
 
+    threads = config.data.threads if threads is None else threads
     return _iterate(len(records), view, batch_size, seed, process_index, process_count, threads)
 
 
@@ -174,6 +177,7 @@ def unified_batches(
     process_index: int | None = None,
     process_count: int | None = None,
     prefetch: int = PREFETCH,
+    threads: int | None = None,
 ) -> Batches:
     """Packed rows of examples, mixed by `config.data.mixture` or from `config.data.sources`.
 
@@ -189,6 +193,7 @@ def unified_batches(
       process_index: this process; by default JAX's.
       process_count: number of processes; by default JAX's.
       prefetch: batches prepared ahead by a thread; 0 prepares each when asked.
+      threads: that read a row's images; by default `config.data.threads`.
 
     Returns:
       Iterator of the arrays of `packing.lay_row`, stacked to B rows.
@@ -206,7 +211,7 @@ def unified_batches(
             return _other_source(config, name, fields, stamp)
         main = variants(config, data_dir, split)
         _check_ids(cache, len(main), patches, "delete visual_ids.npz")
-        return several.Held(main.records, main, cache)
+        return several.Held(datasets.load_texts(config, data_dir, split), main, cache)
 
     examples: packing.Examples | packing.Staged
     images: Sequence[np.ndarray]
@@ -217,11 +222,28 @@ def unified_batches(
         maker = ExampleMaker(config, held.records, text, held.ids)
         examples, images = mixed(config, maker, len(held.records), seed), held.images
     rows = packing.PackedRows(examples, limits, process_index=index, process_count=count)
-    batches = rows.map(lambda row: packing.lay_row(row, shape, images.__getitem__)).batch(
+    threads = config.data.threads if threads is None else threads
+    batches = rows.map(_laid(shape, images, threads)).batch(
         local_rows(batch_size, count), drop_remainder=True
     )
     ahead = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
     return Batches(iter(ahead))
+
+
+def _laid(
+    shape: packing.RowShape, images: Sequence[np.ndarray], threads: int
+) -> Callable[[packing.Row], dict[str, np.ndarray]]:
+    """Lays rows out; reads their images one after the other, or several at once."""
+    if threads <= 1:
+        return lambda row: packing.lay_row(row, shape, images.__getitem__)
+    pool = futures.ThreadPoolExecutor(threads, thread_name_prefix="images")
+
+    def lay(row: packing.Row) -> dict[str, np.ndarray]:
+        shown = [example.condition.image for example in row if example.condition is not None]
+        found = dict(zip(shown, pool.map(images.__getitem__, shown)))
+        return packing.lay_row(row, shape, found.__getitem__)
+
+    return lay
 
 
 def _check_ids(ids: VisualIds, images: int, patches: int, cure: str) -> None:
@@ -238,15 +260,16 @@ def _other_source(
     """A prepared folder that `config.data.sources` names."""
     folder, where = fields["path"], f"config.data.sources.{name}"
     whole = prepared.read_index(folder)
-    records = datasets.load_prepared(config, folder, "train")
+    texts = datasets.load_prepared_texts(config, folder, "train")
     if not fields["visual_ids"]:
         if whole["images"]:
             raise UserError(f"{where} has images: name its ids with {where}.visual_ids")
-        return several.Held(records, (), None)
+        return several.Held(texts, (), None)
     ids = load_ids(config, fields["visual_ids"], stamp, whole["examples"])
     augment = AugmentConfig.of(config.data.augment)
+    records = datasets.load_prepared(config, folder, "train")
     images = Variants(records, 1, config.model.image_size, augment, config.seed)
-    return several.Held(records, images, ids)
+    return several.Held(texts, images, ids)
 
 
 def load_ids(config: ConfigDict, folder: str, stamp: Stamp | None, examples: int) -> VisualIds:

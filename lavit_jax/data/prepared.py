@@ -242,16 +242,8 @@ def examples(
     """
 
     def use(raw: Raw) -> Record | Broken:
-        found: Record = {
-            "key": raw.key,
-            "captions": raw.captions,
-            "questions": raw.questions,
-            "answers": raw.answers,
-            "image": None,
-        }
-        if not raw.captions:
-            return Broken("empty caption", raw.origin)
-        if raw.image is None:
+        found = _texts(raw)
+        if isinstance(found, Broken) or raw.image is None:
             return found
         try:
             found["image"] = image_data.decode_image(raw.image, raw.origin, least=image_size)
@@ -260,3 +252,24 @@ def examples(
         return found
 
     return Sound(Prepared(folder), use, max_bad_share)
+
+
+def texts(folder: str | os.PathLike[str], max_bad_share: float) -> Sound[Record]:
+    """The same examples with their images left undecoded: None.
+
+    Raises:
+      UserError: as `read_index`.
+    """
+    return Sound(Prepared(folder), _texts, max_bad_share)
+
+
+def _texts(raw: Raw) -> Record | Broken:
+    if not raw.captions:
+        return Broken("empty caption", raw.origin)
+    return {
+        "key": raw.key,
+        "captions": raw.captions,
+        "questions": raw.questions,
+        "answers": raw.answers,
+        "image": None,
+    }

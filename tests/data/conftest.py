@@ -25,6 +25,7 @@ def config() -> ConfigDict:
                 "max_bad_share": 0.01,
                 "visual_ids": "",
                 "sources": {},
+                "threads": 1,
                 "weigh_by": "examples",
                 "curriculum": (),
                 "languages": ("en",),

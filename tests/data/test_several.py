@@ -151,6 +151,15 @@ def test_epochs_and_caps_end_a_source(open_batches, mixed_config, tokenizer):
             next(batches)
 
 
+def test_the_number_of_threads_does_not_matter(open_batches):
+    alone, together = open_batches(threads=1), open_batches(threads=3)
+    for _ in range(2):
+        one, other = next(alone), next(together)
+        assert one["images"].any()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
 def test_processes_share_one_global_batch(open_batches):
     whole = next(open_batches())
     halves = [next(open_batches(process_index=p, process_count=2)) for p in range(2)]
