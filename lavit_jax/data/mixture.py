@@ -83,8 +83,10 @@ class ExampleMaker:
         return layout.plain_text(self._special, ids)
 
     def question(self, picture: int, rng: np.random.Generator) -> Example:
-        """An image, a question about it and its answer."""
+        """An image, a question about it and its answer; without questions, [image, text]."""
         record = self._records[picture]
+        if not record["questions"]:
+            return self.image_text(picture, rng)
         which = int(rng.integers(len(record["questions"])))
         asked = self._text.encode(layout.QUESTION.format(record["questions"][which]))
         answer = self._text.encode(record["answers"][which])
