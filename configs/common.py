@@ -2,6 +2,22 @@
 
 from ml_collections import ConfigDict
 
+# Orders of `config.phases`. The paper's maintainer tells two (SPEC 6): "together" trains selector
+# and merger without quantization, then everything with it; "selector_first" the selector alone
+# without quantization, then the rest with it. The latter supposes a merger and a decoder that can
+# say what a patch is worth; from nothing, "reconstruct" makes them, on patches kept at random.
+SCHEDULES = {
+    "together": ("encoder", "select", "quantize", "unified"),
+    "selector_first": ("encoder", "reconstruct", "selector_alone", "quantize_rest", "unified"),
+}
+
+
+def schedule(order: str) -> tuple[str, ...]:
+    """The names of phases of one of `SCHEDULES`."""
+    if order not in SCHEDULES:
+        raise ValueError(f"the schedule must be one of {', '.join(SCHEDULES)}, got {order!r}")
+    return SCHEDULES[order]
+
 
 def optimizer(learning_rate: float, b2: float, weight_decay: float, warmup: int) -> ConfigDict:
     """AdamW with linear warm-up and cosine decay."""
@@ -27,17 +43,17 @@ def data() -> ConfigDict:
             "max_bad_share": 0.01,  # stop when more examples than this are broken
             "languages": ("en",),  # of the captions; others as the `emoji` package has them
             "text_vocab_size": 800,  # sentencepiece BPE pieces
-            "canonical_share": 0.6,  # how often the picture's own name is the caption
+            "canonical_share": 0.85,  # how often the picture's own name is the caption
             "row_length": 256,  # S, tokens of a packed row
             "images_per_row": 5,  # J, condition images of a packed row at most
-            "variants": 4,  # augmented views of each picture in the unified phase
+            "variants": 2,  # augmented views of each picture in the unified phase
             "visual_ids": "",  # of the data set, a folder of `lavit tokenize-dataset`; or made here
             "text_drop": 0.1,  # [text, image] without its text, for guidance (ours)
             "mixture": {  # shares of examples in the unified phase
-                "image_text": 0.35,
-                "text_image": 0.45,
-                "text": 0.05,
-                "question": 0.15,
+                "image_text": 0.45,
+                "text_image": 0.38,
+                "text": 0.04,
+                "question": 0.13,
             },
             # Several sources in the unified phase instead of one: name -> see `data/streams.py`.
             "sources": {},

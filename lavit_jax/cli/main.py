@@ -12,10 +12,13 @@ from lavit_jax import allocator
 from lavit_jax.cli import (
     answer,
     caption,
+    convert,
     data,
     draw,
     parity,
     quickstart,
+    reconstruct,
+    score,
     tokenize,
     tokenize_dataset,
     train,
@@ -27,12 +30,15 @@ COMMANDS: tuple[Command, ...] = (
     quickstart,
     train,
     tokenize,
+    reconstruct,
     caption,
     answer,
+    score,
     draw,
-    parity,
     data,
     tokenize_dataset,
+    convert,
+    parity,
 )
 
 EXIT_MISTAKE = 2
@@ -124,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides = rest  # --config.field=value; the config says which fields there are
     elif rest:
         args.sub.error(f"unrecognized arguments: {' '.join(rest)}")
-    allocator.keep_freed_memory()
+    if args.run is not convert.run:  # which uses large blocks once, and should give them back
+        allocator.keep_freed_memory()
     try:
         return args.run(args) or 0
     except KeyboardInterrupt:

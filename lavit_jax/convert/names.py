@@ -21,6 +21,8 @@ from lavit_jax.models.config import (
 )
 
 CODEBOOK_PATH = "codebook/codes"
+# A plain EVA-CLIP is an image tower under this prefix, and a text tower that LaVIT has no use for.
+CLIP_PREFIX = "visual."
 # Derived from the config; old Llama files carry it.
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 
@@ -212,12 +214,33 @@ def _llama_block(c: LlamaConfig) -> Iterator[Entry]:
     yield kernel("mlp.down_proj", "down", forms.linear(c.hidden, c.width))
 
 
-def llama(c: LlamaConfig, tied: bool = False) -> Table:
-    """The language model's weights; without `lm_head` where it is tied to the embedding."""
-    head = Entry("lm_head.weight", ("lm_head/kernel",), forms.linear(c.width, c.vocab))
-    entries = (
-        Entry("model.embed_tokens.weight", ("embedding",), forms.same(c.vocab, c.width)),
-        *stacked(_llama_block(c), c.depth, "model.layers.{i}.", "blocks/"),
-        Entry("model.norm.weight", ("norm/scale",), forms.same(c.width)),
+def llama(c: LlamaConfig, tied: bool = False, text_only: bool = False) -> Table:
+    """The language model's weights.
+
+    Args:
+      c: sizes.
+      tied: the head is the embedding and not stored again.
+      text_only: a plain Llama: [IMG], [/IMG] and the codes have no rows yet, they are created.
+    """
+
+    def rows(form: forms.Transform, seed: int) -> forms.Transform:
+        return forms.Grown(c.text_vocab, form, seed) if text_only else form
+
+    embedding, head = "model.embed_tokens.weight", ("lm_head/kernel",)
+    same, linear = forms.same(c.vocab, c.width), forms.linear(c.width, c.vocab)
+    outer = (
+        (Entry(embedding, ("embedding", *head), rows(forms.Tied((c.vocab, c.width)), seed=0)),)
+        if tied
+        else (
+            Entry(embedding, ("embedding",), rows(same, seed=0)),
+            Entry("lm_head.weight", head, rows(linear, seed=1)),
+        )
     )
-    return under(entries if tied else (*entries, head), path="llm/")
+    return under(
+        (
+            *outer,
+            *stacked(_llama_block(c), c.depth, "model.layers.{i}.", "blocks/"),
+            Entry("model.norm.weight", ("norm/scale",), forms.same(c.width)),
+        ),
+        path="llm/",
+    )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from lavit_jax.data import prepared, twemoji
+from lavit_jax.data import emoji_names, prepared, twemoji
 from lavit_jax.errors import UserError
 
 Record = dict[str, Any]
@@ -22,6 +22,19 @@ IN_MEMORY_BYTES = 1 << 30
 SENTENCES = 100_000  # texts that a tokenizer is trained on at most
 
 
+def check(config: ConfigDict) -> None:
+    """Checks that the data set can be trained on.
+
+    Raises:
+      UserError: a data set or language that does not exist, or a folder that is not prepared or
+        has more than images with captions.
+    """
+    if config.data.dataset == TWEMOJI:
+        emoji_names.check_languages(tuple(config.data.languages))
+    else:
+        _check_folder(config.data.dataset)
+
+
 def prepare(config: ConfigDict, data_dir: str | os.PathLike[str]) -> None:
     """Makes the data set ready, or checks that it is.
 
@@ -30,8 +43,8 @@ def prepare(config: ConfigDict, data_dir: str | os.PathLike[str]) -> None:
     """
     if config.data.dataset == TWEMOJI:
         twemoji.prepare(data_dir, tuple(config.data.languages))
-        return
-    _check_folder(config.data.dataset)
+    else:
+        _check_folder(config.data.dataset)
 
 
 def load_split(
@@ -84,7 +97,7 @@ _texts = functools.lru_cache(maxsize=32)(prepared.texts)
 
 
 def _check_folder(folder: str) -> None:
-    if folder != TWEMOJI and not Path(folder).exists():
+    if not Path(folder).exists():
         raise UserError(
             f"config.data.dataset={folder!r}: expected {TWEMOJI!r} or a folder that "
             "`lavit data prepare` wrote"

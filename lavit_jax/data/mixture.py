@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain.python as grain
@@ -16,7 +17,8 @@ from lavit_jax.data.visual_ids import VisualIds
 from lavit_jax.errors import UserError
 
 Record = dict[str, Any]
-Kind = Callable[[int, np.random.Generator], Example]
+
+KINDS = ("image_text", "text_image", "text", "question")
 
 
 def choose_caption(
@@ -31,7 +33,7 @@ def choose_caption(
 class ExampleMaker:
     """Makes an example of each kind from a picture, by chance in caption, question and variant.
 
-    The methods are named as the kinds in `config.data.mixture`.
+    The methods are named as the `KINDS` in `config.data.mixture`.
     """
 
     def __init__(
@@ -115,29 +117,28 @@ class ExampleMaker:
         return Condition(self._first_image + image, self._ids.keep(image))
 
 
-def kinds_of(maker: ExampleMaker) -> dict[str, Kind]:
-    """The kinds of examples by name."""
-    return {
-        "image_text": maker.image_text,
-        "text_image": maker.text_image,
-        "text": maker.text,
-        "question": maker.question,
-    }
+def check_shares(
+    shares: Mapping[str, float],
+    name: str = "config.data.mixture",
+    known: Sequence[str] = KINDS,
+) -> None:
+    """Checks shares of something.
 
-
-def check_shares(name: str, shares: Mapping[str, float], known: Iterable[str]) -> dict[str, float]:
-    """The shares as they are.
+    Args:
+      shares: by what they are of.
+      name: their field.
+      known: what they may be of.
 
     Raises:
-      UserError: shares that are negative, all zero, or of something unknown.
+      UserError: shares that are negative, not numbers, all zero, or of something unknown.
     """
-    found = dict(shares.items())
-    unknown = sorted(set(found) - set(known))
-    if unknown:
-        raise UserError(f"{name}.{unknown[0]}: expected only {', '.join(known)}")
-    if any(share < 0 for share in found.values()) or not any(found.values()):
-        raise UserError(f"{name} needs shares of 0 or more, some above: {found}")
-    return found
+    for kind, share in shares.items():
+        if kind not in known:
+            raise UserError(f"{name}.{kind}: expected only {', '.join(known)}")
+        if not isinstance(share, int | float) or not 0 <= share < math.inf:
+            raise UserError(f"{name}.{kind} must be a share of 0 or more, got {share}")
+    if not any(shares.values()):
+        raise UserError(f"{name} needs a share above 0, got {dict(shares.items())}")
 
 
 def mixed(
@@ -146,17 +147,17 @@ def mixed(
     """Endless examples of all kinds; each kind goes through all pictures, shuffled every time.
 
     Raises:
-      UserError: shares that are negative, all zero, or of an unknown kind.
+      UserError: shares that cannot work.
     """
-    kinds = kinds_of(maker)
-    shares = check_shares("config.data.mixture", config.data.mixture, kinds)
-    used = [(kind, place) for place, kind in enumerate(kinds) if shares.get(kind)]
+    shares = config.data.mixture
+    check_shares(shares)
+    used = [(kind, place) for place, kind in enumerate(KINDS) if shares.get(kind)]
     streams = [
         grain.MapDataset.range(pictures)
-        .seed((seed * len(kinds) + place) % 2**32)
+        .seed((seed * len(KINDS) + place) % 2**32)
         .shuffle()
         .repeat()
-        .random_map(kinds[kind])
+        .random_map(getattr(maker, kind))
         for kind, place in used
     ]
     return grain.MapDataset.mix(streams, weights=[shares[kind] for kind, _ in used])

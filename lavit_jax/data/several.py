@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from lavit_jax.data import streams
 from lavit_jax.data.layout import Example
-from lavit_jax.data.mixture import ExampleMaker, check_shares, kinds_of
+from lavit_jax.data.mixture import KINDS, ExampleMaker, check_shares
 from lavit_jax.data.packing import Staged
 from lavit_jax.data.stored_ids import LostIds
 from lavit_jax.data.streams import Mixture, Stream
@@ -105,6 +105,17 @@ def several(
     return Several(Staged(rows, Mixture(made, weights).begun), Together(images))
 
 
+def check(config: ConfigDict) -> None:
+    """Checks fields, names and weights of the sources, if there are any.
+
+    Raises:
+      UserError: some that do not exist, or cannot be.
+    """
+    names = [name for name, _ in _sources(config)]
+    if names:
+        _stages(config, names)
+
+
 def _sources(config: ConfigDict) -> list[tuple[str, dict[str, Any]]]:
     """Names and fields of the sources, defaults filled in, in the order of names."""
     found = []
@@ -124,13 +135,13 @@ def _sources(config: ConfigDict) -> list[tuple[str, dict[str, Any]]]:
 def _stages(config: ConfigDict, names: Sequence[str]) -> tuple[list[int], list[list[float]]]:
     """The steps at which later stages begin, and every stage's weights."""
     now = {name: fields["weight"] for name, fields in _sources(config)}
-    check_shares("config.data.sources", now, names)
+    check_shares(now, "config.data.sources", names)
     weights, starts = [[now[name] for name in names]], list[int]()
     for step, changed in config.data.curriculum:
         if step <= (starts[-1] if starts else 0):
             raise UserError(f"config.data.curriculum: steps must ascend from 1, got {step}")
         now = {**now, **dict(changed.items())}
-        check_shares(f"config.data.curriculum[{len(starts)}]", now, names)
+        check_shares(now, f"config.data.curriculum[{len(starts)}]", names)
         starts.append(step)
         weights.append([now[name] for name in names])
     return starts, weights
@@ -145,19 +156,18 @@ def _stream(
     place: int,
     ids: VisualIds | None,
 ) -> Stream:
-    known = kinds_of(maker)
-    usual = BOTH_ORDERS if ids is not None else {"text": 1.0}
-    where = f"config.data.sources.{name}.kinds"
-    shares = check_shares(where, fields["kinds"] or usual, known if ids is not None else ("text",))
-    names = [kind for kind in known if shares.get(kind)]
+    shares = fields["kinds"] or (BOTH_ORDERS if ids is not None else {"text": 1.0})
+    known = KINDS if ids is not None else ("text",)
+    check_shares(shares, f"config.data.sources.{name}.kinds", known)
+    names = [kind for kind in KINDS if shares.get(kind)]
     chances = np.cumsum([shares[kind] for kind in names])
     chances /= chances[-1]
 
     def make(record: int, rng: np.random.Generator) -> Example:
-        kind = known[names[int(np.searchsorted(chances, rng.random(), side="right"))]]
+        kind = names[int(np.searchsorted(chances, rng.random(), side="right"))]
         for other in range(record, record + TRIES):
             try:
-                return kind(other % count, rng)
+                return getattr(maker, kind)(other % count, rng)
             except LostIds as error:
                 logger.warning("skipped ids of %s: %s", name, error)
         raise UserError(f"{TRIES} visual ids on end are damaged: {fields['visual_ids']}")

@@ -169,7 +169,7 @@ def _cosine_loss(model: Lavit, images_MHWC: Images, tokens: Sequence[Any]) -> fl
     def distance(params: Any, images: Any, ids: Any, valid: Any) -> Any:
         x = model_functions.encode_image(m, params, images)
         rec = model_functions.detokenize(m, params, model.codebook, ids, valid)
-        return jax.vmap(cosine_distance)(x, rec)
+        return jax.vmap(lambda one, other: cosine_distance(one[None], other[None]))(x, rec)
 
     ids = np.zeros((len(tokens), length), np.int32)
     valid = np.zeros((len(tokens), length), bool)

@@ -214,6 +214,9 @@ class LlamaConfig:
       dtype: compute dtype.
       remat: see TransformerConfig.
       unroll: see TransformerConfig.
+      stacked: parameters of all layers in one array each, for `nn.scan`; that trains, is stored,
+        and decodes on a TPU. False is the form that decodes fastest on a CPU, see `FlatBlock`;
+        `llama.flattened` makes its parameters.
     """
 
     width: int
@@ -230,6 +233,7 @@ class LlamaConfig:
     dtype: str = "float32"
     remat: str = "none"
     unroll: int = 1
+    stacked: bool = True
 
     def __post_init__(self) -> None:
         _check(
@@ -292,6 +296,16 @@ class LavitConfig:
             }
         )
 
+    def computing_in(self, dtype: str) -> LavitConfig:
+        """The same parameters with another compute dtype."""
+        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return LavitConfig(
+            **{
+                name: dataclasses.replace(part, dtype=dtype) if hasattr(part, "dtype") else part
+                for name, part in parts.items()
+            }
+        )
+
     @property
     def max_kept(self) -> int:
         """L_max: the static length of gathered kept patches."""
@@ -306,7 +320,10 @@ def _make(cls: type[T], section: str, fields: Mapping[str, Any], **derived: Any)
     twice = sorted(set(fields) & set(derived))
     if twice:
         raise ValueError(f"model.{section}.{twice[0]} is derived from other fields; leave it out")
-    return cls(**fields, **derived)
+    try:
+        return cls(**fields, **derived)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"model.{section}: {error}") from error
 
 
 def lavit_config(model: Mapping[str, Any], text_vocab: int) -> LavitConfig:

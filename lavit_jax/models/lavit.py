@@ -7,7 +7,7 @@ S row length, J condition images of a row.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -26,6 +26,7 @@ from lavit_jax.models.text_tower import ContrastiveScale, TextTower
 from lavit_jax.models.vit import VisionEncoder, normalize_images
 
 Params = Mapping[str, Any]
+Decide = Callable[[Float[Array, "B N 2"]], Float[Array, "B N"]]
 
 
 class Conditioner(nn.Module):
@@ -104,23 +105,36 @@ def encode_image(modules: Modules, params: Params, images_BHWC: Array) -> Float[
     return run(modules, params, "encoder", normalize_images(images_BHWC))
 
 
-def select_greedy(
-    modules: Modules, params: Params, x_BND: Float[Array, "B N D"]
+def select(
+    modules: Modules, params: Params, x_BND: Float[Array, "B N D"], decide: Decide
 ) -> tuple[Float[Array, "B N"], Kept]:
-    """Deterministic keep decisions, at most `selector.max_kept` of them."""
+    """Keep decisions without gradient, at most `selector.max_kept` of them.
+
+    Args:
+      modules: the model.
+      params: parameters by module.
+      x_BND: encoder features.
+      decide: log-probabilities of keeping and dropping [B, N, 2] to decisions [B, N].
+    """
     log_probs = run(modules, params, "selector", x_BND)
     keep = selector.limit_kept(
-        selector.greedy_keep(log_probs),
+        decide(log_probs),
         log_probs[..., selector.KEEP] - log_probs[..., selector.DROP],
         modules.config.max_kept,
     )
     return keep, selector.kept_index(keep, modules.config.max_kept)
 
 
-def tokenize(modules: Modules, params: Params, codebook: Codebook, images_BHWC: Array) -> Tokens:
+def tokenize(
+    modules: Modules,
+    params: Params,
+    codebook: Codebook,
+    images_BHWC: Array,
+    decide: Decide = selector.greedy_keep,
+) -> Tokens:
     """uint8 images [B, H, W, 3] to visual tokens (code ids 0..K-1; padding is 0)."""
     x_BND = encode_image(modules, params, images_BHWC)
-    keep, kept = select_greedy(modules, params, x_BND)
+    keep, kept = select(modules, params, x_BND, decide)
     merged = run(modules, params, "merger", x_BND, keep, kept, method="kept_features")
     z = run(modules, params, "quantizer", merged)
     ids = quantizer.nearest_code(z, codebook.codes_KC)

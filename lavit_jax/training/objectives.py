@@ -22,6 +22,10 @@ from lavit_jax.training import losses
 Batch = Mapping[str, Array]
 Function = Callable[[Array], Array]
 
+# Straight-through Gumbel for a selector that learns, its likelier decision once it is frozen, and
+# any patches while there is no selector worth asking.
+SELECTIONS = ("sample", "greedy", "random")
+
 
 class Outcome(NamedTuple):
     """What a loss function returns beside the loss."""
@@ -40,9 +44,17 @@ class Objective(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Contrastive:
-    """Stage zero: image and caption embeddings agree (sigmoid loss)."""
+    """Stage zero: image and caption embeddings agree (sigmoid loss), patch features are local.
+
+    Attributes:
+      modules: the model.
+      pixel_weight: of the pixel head's linear readout of every patch.
+      alike_weight: of `losses.alikeness`.
+    """
 
     modules: Modules
+    pixel_weight: float
+    alike_weight: float
 
     def __call__(
         self, params: Params, codebook: Codebook, batch: Batch, key: Array
@@ -50,12 +62,32 @@ class Contrastive:
         """Batch: images uint8 [B, H, W, 3], text int [B, S] (0 = padding), index int [B]."""
         m = self.modules
         pixels = lavit.normalize_images(batch["images"])
-        image = lavit.run(m, params, "encoder", pixels, method="embed")
+        x = lavit.run(m, params, "encoder", pixels, method="features_with_cls")
+        image = lavit.run(m, params, "encoder", x[:, 0], method="head")
         text = lavit.run(m, params, "text_tower", batch["text"])
         scale, bias = lavit.run(m, params, "contrastive")
         same = (batch["index"][:, None] == batch["index"][None, :]).astype(jnp.float32)
         loss, accuracy = losses.sigmoid_contrastive(image, text, same, scale, bias)
-        return loss, Outcome({"accuracy": accuracy, "scale": scale}, codebook)
+        readout = lavit.run(m, params, "pixel_head", x[:, 1:], method="readout")
+        pixel = _pixel_loss(readout, batch["images"])
+        alike = losses.alikeness(x[:, 1:])
+        loss = loss + self.pixel_weight * pixel + self.alike_weight * alike
+        metrics = {
+            "accuracy": accuracy,
+            "scale": scale,
+            "pixel_loss": pixel,
+            "alikeness": alike,
+        }
+        return loss, Outcome(metrics, codebook)
+
+
+def _slow_gradient(x: Array, share: float) -> Array:
+    """x itself, through which only a share of the gradient passes."""
+    return share * x + (1 - share) * jax.lax.stop_gradient(x)
+
+
+def _pixel_loss(pictures_BHWC: Array, images_BHWC: Array) -> Array:
+    return jnp.abs(pictures_BHWC - images_BHWC.astype(jnp.float32) / 255.0).mean()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +101,12 @@ class TokenizerPhase:
     entropy_weight: float
     commitment: float
     pixel_weight: float
+    pixel_gradient: float
     train_selector: bool
 
     def __post_init__(self) -> None:
-        if self.selection not in ("sample", "greedy"):
-            raise ValueError(f"selection must be 'sample' or 'greedy', got {self.selection!r}")
+        if self.selection not in SELECTIONS:
+            raise ValueError(f"selection must be one of {SELECTIONS}, got {self.selection!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +124,7 @@ class Tokenizer:
         select_key, seed_key = jax.random.split(key)
         x = jax.lax.stop_gradient(lavit.encode_image(m, params, batch["images"]))
         log_probs = lavit.run(m, params, "selector", x)
-        decided = self._decide(log_probs, select_key)
-        scores = log_probs[..., selector.KEEP] - log_probs[..., selector.DROP]
+        decided, scores = self._decide(log_probs, select_key)
         keep = selector.limit_kept(decided, scores, m.config.max_kept)
         encode, decode, valid = self._forms(params, keep)
         z = quantizer.l2_normalize(lavit.run(m, params, "quantizer", encode(x)))
@@ -102,8 +134,8 @@ class Tokenizer:
         x_rec = decode(quantizer.straight_through(z, nearest) if phase.quantize else z)
         cosine = losses.cosine_distance(x, x_rec)
         share = losses.share_penalty(decided, phase.kept_share)
-        pictures = lavit.paint(m, params, jax.lax.stop_gradient(x_rec))
-        pixel = jnp.abs(pictures - batch["images"].astype(jnp.float32) / 255.0).mean()
+        pictures = lavit.paint(m, params, _slow_gradient(x_rec, phase.pixel_gradient))
+        pixel = _pixel_loss(pictures, batch["images"])
         loss = cosine + phase.pixel_weight * pixel
         if phase.train_selector:
             entropy = selector.keep_entropy(log_probs)
@@ -125,13 +157,16 @@ class Tokenizer:
             metrics |= {"commitment": commitment, **_code_metrics(m, new_codebook, codebook)}
         return loss, Outcome(metrics, new_codebook)
 
-    def _decide(self, log_probs_BN2: Array, key: Array) -> Array:
-        """Keep decisions; they carry gradient only where the selector learns."""
+    def _decide(self, log_probs_BN2: Array, key: Array) -> tuple[Array, Array]:
+        """Keep decisions and what ranks them; with gradient only where the selector learns."""
+        scores = log_probs_BN2[..., selector.KEEP] - log_probs_BN2[..., selector.DROP]
+        if self.phase.selection == "random":
+            return selector.random_keep(key, scores.shape, self.phase.kept_share)
         if self.phase.selection == "sample":
             keep = selector.gumbel_keep(log_probs_BN2, key)
         else:
             keep = selector.greedy_keep(log_probs_BN2)
-        return keep if self.phase.train_selector else jax.lax.stop_gradient(keep)
+        return (keep if self.phase.train_selector else jax.lax.stop_gradient(keep)), scores
 
     def _forms(self, params: Params, keep_BN: Array) -> tuple[Function, Function, Array]:
         """Merger and decoder for these decisions, and which of their tokens are real.
@@ -225,7 +260,7 @@ class Unified:
 
 # Modules whose parameters each objective reads, trained or not.
 READS: dict[str, tuple[str, ...]] = {
-    "contrastive": ("encoder", "text_tower", "contrastive"),
+    "contrastive": ("encoder", "text_tower", "contrastive", "pixel_head"),
     "tokenizer": ("encoder", "selector", "merger", "quantizer", "decoder", "pixel_head"),
     "unified": (
         "encoder",
@@ -248,7 +283,7 @@ def make_objective(modules: Modules, phase: Mapping[str, Any]) -> Objective:
     """
     kind = phase["objective"]
     if kind == "contrastive":
-        return Contrastive(modules)
+        return Contrastive(modules, phase["pixel_weight"], phase["alike_weight"])
     if kind == "unified":
         return Unified(modules)
     if kind == "tokenizer":
@@ -262,6 +297,7 @@ def make_objective(modules: Modules, phase: Mapping[str, Any]) -> Objective:
                 "entropy_weight",
                 "commitment",
                 "pixel_weight",
+                "pixel_gradient",
             )
         }
         trained = "selector" in phase["modules"]

@@ -26,7 +26,8 @@ from lavit_jax.data import images as image_data
 from lavit_jax.data import prepared, stored_ids
 from lavit_jax.data.prepare.store import WORK, Store
 from lavit_jax.data.prepare.tasks import WRITER
-from lavit_jax.data.stored_ids import Tokens
+from lavit_jax.data.stored_ids import Stamp, Tokens
+from lavit_jax.errors import UserError
 from lavit_jax.models import lavit
 from lavit_jax.parallel import rules
 from lavit_jax.training import visual_cache
@@ -87,13 +88,13 @@ def tokenize_dataset(
     }
     done = store.read_json(prepared.INDEX)
     if done is not None:
-        stamp.check(done.get("stamp"), destination)
+        _check_same(done, plan, stamp, destination)
         return done
     alone = jax.process_count() == 1
     with store.claimed() if alone else contextlib.nullcontext():
         begun = store.read_json(PLAN)
         if begun is not None:
-            stamp.check(begun.get("stamp"), destination)
+            _check_same(begun, plan, stamp, destination)
         if jax.process_index() == 0:
             store.write_json(PLAN, plan)
         tokenizer = _Tokenizer(model)
@@ -114,6 +115,19 @@ def tokenize_dataset(
     if jax.process_index() == 0:
         store.remove_work()
     return index
+
+
+def _check_same(
+    stored: dict[str, Any], plan: dict[str, Any], stamp: Stamp, destination: str
+) -> None:
+    """Refuses a folder of another tokenizer or data set."""
+    stamp.check(stored.get("stamp"), destination)
+    for field in ("job", "examples"):
+        if stored.get(field) != plan[field]:
+            raise UserError(
+                f"{destination} has the visual ids of another data set: {stored.get(field)} there, "
+                f"{plan[field]} here"
+            )
 
 
 def _shards(index: dict[str, Any]) -> list[_Shard]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -14,7 +13,7 @@ from lavit_jax.data import pipeline, prepared
 from lavit_jax.data.stored_ids import Stamp
 from lavit_jax.data.visual_ids import VisualIdCache, VisualIds
 from lavit_jax.models import lavit
-from lavit_jax.models.quantizer import Codebook
+from lavit_jax.training.interruption import Interruption
 from lavit_jax.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -25,10 +24,10 @@ BATCH = 64
 TOKENIZER = ("encoder", "selector", "merger", "quantizer")
 
 
-def stamp(params: Mapping[str, Any], codebook: Codebook) -> str:
+def stamp(model: TrainState | Restored) -> str:
     """A hash of the weights that decide ids; a cache made by others is not used."""
     digest = hashlib.sha256()
-    tree = ({name: params[name] for name in TOKENIZER}, codebook.codes_KC)
+    tree = ({name: model.params[name] for name in TOKENIZER}, model.codebook.codes_KC)
     for leaf in jax.tree.leaves(jax.device_get(tree)):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
@@ -38,11 +37,11 @@ def full_stamp(config: ConfigDict, model: TrainState | Restored) -> Stamp:
     """What the visual ids of a model's tokenizer are stored with."""
     size = config.model.image_size
     seen = f"whole image, {size} x {size}, Pillow bicubic, JPEG no larger than needed"
-    weights = stamp(model.params, model.codebook)
+    weights = stamp(model)
     return Stamp(weights, seen, f"greedy, at most {config.model.selector.max_kept or 'all'}")
 
 
-def load_or_build(run: Run, current: TrainState) -> VisualIds:
+def load_or_build(run: Run, current: TrainState, interruption: Interruption) -> VisualIds:
     """Reads stored ids, or tokenizes all variants of all training pictures.
 
     Stored are those of `config.data.visual_ids`, or `WORKDIR/visual_ids.npz`. If no source of
@@ -55,23 +54,24 @@ def load_or_build(run: Run, current: TrainState) -> VisualIds:
         examples = prepared.read_index(data.dataset)["examples"]
         full = full_stamp(run.config, current)
         return pipeline.load_ids(run.config, data.visual_ids, full, examples)
-    path, wanted = run.workdir / "visual_ids.npz", stamp(current.params, current.codebook)
+    path, wanted = run.workdir / "visual_ids.npz", stamp(current)
     if path.exists():
         cache = VisualIdCache.load(path)
         if cache.stamp == wanted:
             return cache
-    cache = build(run, current, wanted)
+    cache = build(run, current, wanted, interruption)
     cache.save(path)
     return cache
 
 
-def build(run: Run, current: TrainState, wanted: str) -> VisualIdCache:
+def build(run: Run, current: TrainState, wanted: str, interruption: Interruption) -> VisualIdCache:
     """Tokenizes pictures in batches of one shape."""
     m = run.modules
     tokenize = jax.jit(lambda params, book, images: lavit.tokenize(m, params, book, images))
     pictures = pipeline.variants(run.config, run.data_dir, "train")
     codes, keeps = [], []
     for start in range(0, len(pictures), BATCH):
+        interruption.stop_if_requested()
         images = np.stack([pictures[i] for i in range(start, min(start + BATCH, len(pictures)))])
         padded = np.zeros((BATCH, *images.shape[1:]), np.uint8)
         padded[: len(images)] = images

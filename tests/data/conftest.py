@@ -1,4 +1,4 @@
-"""The data set, prepared once for all tests here, and what is made from it."""
+"""What is made from the data set, once for all tests here."""
 
 from pathlib import Path
 
@@ -40,13 +40,6 @@ def config() -> ConfigDict:
             },
         }
     )
-
-
-@pytest.fixture(scope="session")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    twemoji.prepare(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -98,7 +98,7 @@ def test_the_canonical_caption_comes_as_often_as_the_config_says():
 @pytest.mark.parametrize(
     ("shares", "message"),
     [
-        ({"image_text": 0.0}, "some above"),
+        ({"image_text": 0.0}, "a share above 0"),
         ({"image_text": -1.0, "text": 1.0}, "0 or more"),
         ({"poems": 1.0}, r"config\.data\.mixture\.poems"),
     ],

@@ -21,8 +21,8 @@ from random_params import random_params
 from tiny import tiny_modules
 
 NAMES = (
-    "encoder", "text_tower", "contrastive", "selector", "merger", "quantizer", "decoder",
-    "pixel_head", "conditioner", "llm",
+    "encoder", "text_tower", "contrastive", "selector", "merger", "quantizer",
+    "decoder", "pixel_head", "conditioner", "llm",
 )  # fmt: skip
 ENCODER = EncoderConfig(
     width=16, depth=3, heads=2, mlp_ratio=2.0, image_size=16, patch_size=4, embed_dim=8
