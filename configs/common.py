@@ -35,16 +35,19 @@ def optimizer(learning_rate: float, b2: float, weight_decay: float, warmup: int)
 
 
 def data() -> ConfigDict:
-    """Twemoji, its text and how sequences are laid out."""
+    """The data, its text and how sequences are laid out."""
     return ConfigDict(
         {
-            "dataset": "twemoji",
+            "dataset": "twemoji",  # or a folder that `lavit data prepare` wrote
+            "held_out": 64,  # examples of such a folder that are never trained on
+            "max_bad_share": 0.01,  # stop when more examples than this are broken
             "languages": ("en",),  # of the captions; others as the `emoji` package has them
             "text_vocab_size": 800,  # sentencepiece BPE pieces
             "canonical_share": 0.85,  # how often the picture's own name is the caption
             "row_length": 256,  # S, tokens of a packed row
             "images_per_row": 5,  # J, condition images of a packed row at most
             "variants": 2,  # augmented views of each picture in the unified phase
+            "visual_ids": "",  # of the data set, a folder of `lavit tokenize-dataset`; or made here
             "text_drop": 0.1,  # [text, image] without its text, for guidance (ours)
             "mixture": {  # shares of examples in the unified phase
                 "image_text": 0.45,
@@ -52,6 +55,11 @@ def data() -> ConfigDict:
                 "text": 0.04,
                 "question": 0.13,
             },
+            # Several sources in the unified phase instead of one: name -> see `data/streams.py`.
+            "sources": {},
+            "threads": 1,  # that prepare images; the cores belong to training, here
+            "weigh_by": "examples",  # what the sources' weights are shares of; or "tokens"
+            "curriculum": (),  # (step of the unified phase, {source: weight from there on}), ...
             "augment": {
                 "shift": 0.06,  # of the side, either way
                 "scale": 0.1,  # relative, either way

@@ -13,12 +13,14 @@ from lavit_jax.cli import (
     answer,
     caption,
     convert,
+    data,
     draw,
     parity,
     quickstart,
     reconstruct,
     score,
     tokenize,
+    tokenize_dataset,
     train,
 )
 from lavit_jax.cli.common import Command
@@ -33,6 +35,8 @@ COMMANDS: tuple[Command, ...] = (
     answer,
     score,
     draw,
+    data,
+    tokenize_dataset,
     convert,
     parity,
 )
@@ -80,7 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     helps = {_name(command): (command.__doc__ or "").strip() for command in COMMANDS}
     # Our own list: argparse breaks the line after the longest name.
-    listed = "\n".join(f"  {name:11} {_first_line(text)}" for name, text in helps.items())
+    listed = "\n".join(f"  {name:16} {_first_line(text)}" for name, text in helps.items())
     parser = _Parser(
         prog="lavit",
         usage="lavit [-h] [--version] COMMAND ...",
@@ -105,7 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _name(command: Command) -> str:
-    return command.__name__.rpartition(".")[2]
+    return command.__name__.rpartition(".")[2].replace("_", "-")
 
 
 def _first_line(text: str) -> str:
@@ -131,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.run(args) or 0
     except KeyboardInterrupt:
-        hint = "; run the same command again to go on" if "overrides" in args else ""
+        hint = "; run the same command again to go on" if "resumes" in args else ""
         print(f"\nlavit: stopped{hint}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:

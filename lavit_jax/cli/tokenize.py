@@ -1,4 +1,4 @@
-"""Turn pictures into visual ids, and show which patches they keep.
+"""Turn pictures into visual ids and show which patches are kept.
 
 Writes STEM.kept.png for each picture: kept patches as they are, dropped ones washed out.
 """

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="gets everything: data, checkpoints, metrics (default: $LAVIT_WORKDIR)",
     )
-    parser.set_defaults(overrides=[])
+    parser.set_defaults(overrides=[], resumes=True)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from lavit_jax.data import layout
 from lavit_jax.data.layout import Condition, Example, SpecialIds
 from lavit_jax.data.text import TextTokenizer
-from lavit_jax.data.visual_ids import VisualIdCache
+from lavit_jax.data.visual_ids import VisualIds
 from lavit_jax.errors import UserError
 
 Record = dict[str, Any]
@@ -41,9 +41,21 @@ class ExampleMaker:
         config: ConfigDict,
         records: Sequence[Record],
         text: TextTokenizer,
-        cache: VisualIdCache,
+        cache: VisualIds | None,
+        first_image: int = 0,
     ) -> None:
+        """Makes examples of one source.
+
+        Args:
+          config: the experiment.
+          records: of the source.
+          text: text tokenizer.
+          cache: visual ids of the records' variants; None where there are no images.
+          first_image: place of the source's first image in the list of all sources' images.
+        """
         self._records, self._text, self._cache = records, text, cache
+        self._first_image = first_image
+        self._row_length = config.data.row_length
         self._special = SpecialIds(text.vocab_size, config.model.quantizer.codes)
         self._variants = config.data.variants
         self._canonical_share = config.data.canonical_share
@@ -52,23 +64,31 @@ class ExampleMaker:
     def image_text(self, picture: int, rng: np.random.Generator) -> Example:
         """[image, text]."""
         caption = self._caption(picture, rng)
-        return layout.image_text(self._special, self._condition(picture, rng), caption)
+        condition = self._condition(picture, rng)
+        return layout.image_text(self._special, condition, self._cut(caption, condition.kept))
 
     def text_image(self, picture: int, rng: np.random.Generator) -> Example:
         """[text, image]; the text is dropped now and then, for guidance (ours, SPEC 8)."""
         caption = self._caption(picture, rng)
         if rng.random() < self._text_drop:
             caption = []
-        codes = self._cache.codes(self._image(picture, rng))
-        return layout.text_image(self._special, caption, codes)
+        codes = self._ids.codes(self._image(picture, rng))
+        return layout.text_image(self._special, self._cut(caption, len(codes)), codes)
 
     def text(self, picture: int, rng: np.random.Generator) -> Example:
-        """Plain text."""
-        return layout.plain_text(self._special, self._caption(picture, rng))
+        """Plain text; of one longer than a row some row's worth."""
+        ids = self._caption(picture, rng)
+        room = self._row_length - 1
+        if len(ids) > room:
+            start = room * int(rng.integers(-(-len(ids) // room)))
+            ids = ids[start : start + room]
+        return layout.plain_text(self._special, ids)
 
     def question(self, picture: int, rng: np.random.Generator) -> Example:
-        """An image, a question about it and its answer."""
+        """An image, a question about it and its answer; without questions, [image, text]."""
         record = self._records[picture]
+        if not record["questions"]:
+            return self.image_text(picture, rng)
         which = int(rng.integers(len(record["questions"])))
         asked = self._text.encode(layout.QUESTION.format(record["questions"][which]))
         answer = self._text.encode(record["answers"][which])
@@ -78,27 +98,47 @@ class ExampleMaker:
         captions = self._records[picture]["captions"]
         return self._text.encode(choose_caption(captions, rng, self._canonical_share))
 
+    def _cut(self, caption: list[int], patches: int) -> list[int]:
+        """As much of a caption as fits a row beside so many patches, [IMG], [/IMG] and </s>."""
+        room = self._row_length - patches - 3
+        return caption[:room] if room > 0 else caption
+
+    @property
+    def _ids(self) -> VisualIds:
+        if self._cache is None:
+            raise UserError("a source without images has no kinds but text")
+        return self._cache
+
     def _image(self, picture: int, rng: np.random.Generator) -> int:
         return picture * self._variants + int(rng.integers(self._variants))
 
     def _condition(self, picture: int, rng: np.random.Generator) -> Condition:
         image = self._image(picture, rng)
-        return Condition(image, self._cache.keep_MN[image])
+        return Condition(self._first_image + image, self._ids.keep(image))
 
 
-def check_shares(shares: Mapping[str, float]) -> None:
-    """Checks `config.data.mixture`.
+def check_shares(
+    shares: Mapping[str, float],
+    name: str = "config.data.mixture",
+    known: Sequence[str] = KINDS,
+) -> None:
+    """Checks shares of something.
+
+    Args:
+      shares: by what they are of.
+      name: their field.
+      known: what they may be of.
 
     Raises:
-      UserError: shares that are negative, not numbers, all zero, or of an unknown kind.
+      UserError: shares that are negative, not numbers, all zero, or of something unknown.
     """
     for kind, share in shares.items():
-        if kind not in KINDS:
-            raise UserError(f"config.data.mixture.{kind}: expected only {', '.join(KINDS)}")
+        if kind not in known:
+            raise UserError(f"{name}.{kind}: expected only {', '.join(known)}")
         if not isinstance(share, int | float) or not 0 <= share < math.inf:
-            raise UserError(f"config.data.mixture.{kind} must be a share of 0 or more, got {share}")
+            raise UserError(f"{name}.{kind} must be a share of 0 or more, got {share}")
     if not any(shares.values()):
-        raise UserError(f"config.data.mixture needs a share above 0, got {dict(shares.items())}")
+        raise UserError(f"{name} needs a share above 0, got {dict(shares.items())}")
 
 
 def mixed(

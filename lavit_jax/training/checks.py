@@ -6,13 +6,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lavit_jax.data import emoji_names, mixture
+from lavit_jax.data import datasets, mixture, several
 from lavit_jax.data.images import AugmentConfig
 from lavit_jax.errors import UserError
 from lavit_jax.models.config import lavit_config
 from lavit_jax.training.schedule import Phase, check_count, check_number, make_schedule
 
-DATASETS = ("twemoji",)
 GROUPS = ("model", "data", "phases", "checkpoint", "log", "evaluation", "mesh")
 COUNTS = (  # field, least
     ("seed", 0),
@@ -20,6 +19,8 @@ COUNTS = (  # field, least
     ("data.row_length", 2),
     ("data.images_per_row", 1),
     ("data.variants", 1),
+    ("data.held_out", 0),
+    ("data.threads", 0),
     ("checkpoint.every", 1),
     ("checkpoint.keep", 1),
     ("log.every", 1),
@@ -27,7 +28,7 @@ COUNTS = (  # field, least
     ("evaluation.most", 0),
     ("evaluation.train_captions", 1),
 )
-SHARES = ("data.canonical_share", "data.text_drop")
+SHARES = ("data.canonical_share", "data.text_drop", "data.max_bad_share")
 
 
 def check_config(config: ConfigDict) -> tuple[Phase, ...]:
@@ -43,12 +44,9 @@ def check_config(config: ConfigDict) -> tuple[Phase, ...]:
         check_count(f"config.{field}", _get(config, field), least)
     for field in SHARES:
         check_number(f"config.{field}", _get(config, field), 0.0, 1.0)
-    if config.data.dataset not in DATASETS:
-        raise UserError(
-            f"config.data.dataset must be one of {', '.join(DATASETS)}, got {config.data.dataset!r}"
-        )
-    emoji_names.check_languages(tuple(config.data.languages))
+    datasets.check(config)
     mixture.check_shares(config.data.mixture)
+    several.check(config)
     AugmentConfig.of(config.data.augment)
     phases = make_schedule(config)
     _check_sizes(config, phases)

@@ -198,4 +198,7 @@ def _batches(run: Run, phase: Phase, current: TrainState, interruption: Interrup
             run.config, run.data_dir, batch_size, seed, pixel_size=pixels.size
         )
     cache = visual_cache.load_or_build(run, current, interruption)
-    return pipeline.unified_batches(run.config, run.data_dir, run.text, cache, batch_size, seed)
+    stamp = visual_cache.full_stamp(run.config, current) if run.config.data.sources else None
+    return pipeline.unified_batches(
+        run.config, run.data_dir, run.text, cache, batch_size, seed, stamp=stamp
+    )

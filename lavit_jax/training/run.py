@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lavit_jax import config as configs
+from lavit_jax.data import datasets
 from lavit_jax.data import text as text_data
-from lavit_jax.data import twemoji
 from lavit_jax.data.text import TextTokenizer
 from lavit_jax.errors import UserError
 from lavit_jax.models import lavit
@@ -99,14 +99,12 @@ def _differences(stored: Path, text: str) -> list[str] | None:
 def prepare(config: ConfigDict, workdir: Path) -> tuple[Path, TextTokenizer]:
     """Prepares the data set and trains the text tokenizer, where that is not done yet."""
     data_dir = workdir / "data"
-    languages = tuple(config.data.languages)
-    twemoji.prepare(data_dir, languages)
+    datasets.prepare(config, data_dir)
     model = workdir / "text.model"
     starting.copy_text_model(config, model)
     if not model.exists():
-        source = twemoji.source("train", data_dir, languages)
         text_data.train_tokenizer(
-            twemoji.sentences(source), model, vocab_size=config.data.text_vocab_size
+            datasets.sentences(config, data_dir), model, vocab_size=config.data.text_vocab_size
         )
     return data_dir, TextTokenizer(model)
 

@@ -7,31 +7,53 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from lavit_jax.data import pipeline
-from lavit_jax.data.visual_ids import VisualIdCache
+from lavit_jax.data import pipeline, prepared
+from lavit_jax.data.stored_ids import Stamp
+from lavit_jax.data.visual_ids import VisualIdCache, VisualIds
 from lavit_jax.models import lavit
 from lavit_jax.training.interruption import Interruption
 from lavit_jax.training.state import TrainState
 
 if TYPE_CHECKING:
+    from lavit_jax.training.restore import Restored
     from lavit_jax.training.run import Run
 
 BATCH = 64
 TOKENIZER = ("encoder", "selector", "merger", "quantizer")
 
 
-def stamp(current: TrainState) -> str:
+def stamp(model: TrainState | Restored) -> str:
     """A hash of the weights that decide ids; a cache made by others is not used."""
     digest = hashlib.sha256()
-    tree = ({name: current.params[name] for name in TOKENIZER}, current.codebook.codes_KC)
+    tree = ({name: model.params[name] for name in TOKENIZER}, model.codebook.codes_KC)
     for leaf in jax.tree.leaves(jax.device_get(tree)):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
 
 
-def load_or_build(run: Run, current: TrainState, interruption: Interruption) -> VisualIdCache:
-    """Reads `WORKDIR/visual_ids.npz`, or tokenizes all variants of all training pictures."""
+def full_stamp(config: ConfigDict, model: TrainState | Restored) -> Stamp:
+    """What the visual ids of a model's tokenizer are stored with."""
+    size = config.model.image_size
+    seen = f"whole image, {size} x {size}, Pillow bicubic, JPEG no larger than needed"
+    weights = stamp(model)
+    return Stamp(weights, seen, f"greedy, at most {config.model.selector.max_kept or 'all'}")
+
+
+def load_or_build(run: Run, current: TrainState, interruption: Interruption) -> VisualIds:
+    """Reads stored ids, or tokenizes all variants of all training pictures.
+
+    Stored are those of `config.data.visual_ids`, or `WORKDIR/visual_ids.npz`. If no source of
+    `config.data.sources` is the data set itself, there are none to make.
+    """
+    data = run.config.data
+    if data.sources and all(source.get("path", "") for source in data.sources.values()):
+        return VisualIdCache(np.zeros((0, 0), np.uint16), np.zeros((0, 0), np.uint8))
+    if data.visual_ids:
+        examples = prepared.read_index(data.dataset)["examples"]
+        full = full_stamp(run.config, current)
+        return pipeline.load_ids(run.config, data.visual_ids, full, examples)
     path, wanted = run.workdir / "visual_ids.npz", stamp(current)
     if path.exists():
         cache = VisualIdCache.load(path)

@@ -28,6 +28,8 @@ COMMANDS = [
     "answer",
     "score",
     "draw",
+    "data",
+    "tokenize-dataset",
     "convert",
     "parity",
 ]

@@ -21,6 +21,13 @@ def config() -> ConfigDict:
             "model": {"image_size": 32, "patch_size": 8, "quantizer": {"codes": CODES}},
             "data": {
                 "dataset": "twemoji",
+                "held_out": 64,
+                "max_bad_share": 0.01,
+                "visual_ids": "",
+                "sources": {},
+                "threads": 1,
+                "weigh_by": "examples",
+                "curriculum": (),
                 "languages": ("en",),
                 "text_vocab_size": 500,
                 "canonical_share": 0.6,
