@@ -208,7 +208,7 @@ def test_sharded_weights_load(tmp_path):
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("unet", {"block_out_channels": [6, 6, 12, 24]}, "has shape .* expected"),
+        ("unet", {"block_out_channels": [6, 6, 12, 36]}, "has shape .* expected"),
         ("unet", {"layers_per_block": 2}, "'down_blocks.0.resnets.1.conv1.weight' is missing"),
         ("unet", {"attention_head_dim": [1, 3, 5, 9]}, r"heads\[2\]=5 does not divide"),
         ("unet", {"attention_head_dim": [1, 3]}, "attention_head_dim has 2 values for 4 levels"),

@@ -160,7 +160,7 @@ def quickstart(data_dir: Path, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("quickstart")
     (workdir / "data").symlink_to(data_dir)
     train(mini_config(*SHORT), workdir)
-    write_report(workdir, ReportData(title="A report"))
+    write_report(workdir, ReportData("A report", {}))
     return workdir
 
 
