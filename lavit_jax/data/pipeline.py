@@ -131,7 +131,7 @@ def pixel_batches(
     split: str = "train",
     process_index: int | None = None,
     process_count: int | None = None,
-    threads: int = THREADS,
+    threads: int | None = None,
 ) -> Batches:
     """Augmented pictures as the tokenizer reads them and as the pixel decoder paints them.
 
@@ -160,6 +160,7 @@ def pixel_batches(
             "index": np.array(index, np.int32),
         }
 
+    threads = config.data.threads if threads is None else threads
     return _iterate(len(records), view, batch_size, seed, process_index, process_count, threads)
 
 
