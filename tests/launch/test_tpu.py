@@ -260,7 +260,7 @@ def test_a_run_that_lost_its_machine_is_told_from_one_that_ended(cloud):
     set_up(cloud)
     cloud.run("tpu/start.sh", *PLACE, *TRAIN)
     end_run(cloud.home())
-    assert status(cloud) == "ACTIVE lost"
+    until(lambda: status(cloud) == "ACTIVE lost")
     # After a reboot another process may have its number.
     (cloud.home() / "lavit_run" / "pid").write_text(f"{os.getpid()}\n")
     assert status(cloud) == "ACTIVE lost"

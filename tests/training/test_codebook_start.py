@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lavit_jax.data import pipeline
-from lavit_jax.models import lavit
+from lavit_jax.models import lavit, selector
 from lavit_jax.training import codebook_start
 from lavit_jax.training.interruption import Interruption
 
@@ -54,7 +54,7 @@ def test_only_kept_patches_are_features(run, state):
     assert len(features) == codebook_start.FEATURES_PER_CODE * m.config.quantizer.codes
     batches = pipeline.image_batches(run.config, run.data_dir, 16, run.config.seed * 1000 + 999)
     x = lavit.encode_image(m, state.params, next(batches)["images"])
-    keep, _ = lavit.select_greedy(m, state.params, x)
+    keep, _ = lavit.select(m, state.params, x, selector.greedy_keep)
     z = lavit.run(m, state.params, "quantizer", lavit.run(m, state.params, "merger", x, keep))
     kept = np.asarray(z)[np.asarray(keep) > 0.5]
     kept /= np.linalg.norm(kept, axis=1, keepdims=True)

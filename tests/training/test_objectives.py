@@ -31,7 +31,8 @@ CODE_METRICS = {"commitment", "codebook_perplexity", "codebook_in_use", "dead_co
 
 @functools.cache
 def params():
-    names = tuple(dict.fromkeys(name for reads in READS.values() for name in reads))
+    kinds = {phase.objective for phase in PHASES.values()}
+    names = tuple(dict.fromkeys(name for kind in sorted(kinds) for name in READS[kind]))
     return random_params(lambda key: lavit.init_params(M, names, key))
 
 
