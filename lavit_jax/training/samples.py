@@ -63,7 +63,7 @@ def _tokenized(model: Lavit, pictures: list[np.ndarray]) -> tuple[list[np.ndarra
 
 def _painted(model: Lavit, pictures: list[np.ndarray]) -> tuple[list[np.ndarray], list[str]]:
     ids = [tokens.ids for tokens in model.tokenize(pictures)]
-    return [*pictures, *model.paint(ids, "lowres")], []
+    return [*pictures, *model.paint(ids, "lowres")], [""] * (2 * COUNT)
 
 
 def _said_and_drawn(

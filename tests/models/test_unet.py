@@ -1,5 +1,6 @@
 """The U-Net of both decoders against plain torch, at shapes unlike the goldens'."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,9 +100,8 @@ def test_a_new_unet_has_the_shapes_the_table_converts_and_predicts_zero():
     for settings in (pixel_weights.LOWRES, pixel_weights.HIGHRES):
         config, _, params = built(settings)
         x, times, condition = inputs(config, side=(8, 8))
-        fresh = UNet(config).init(jax.random.key(0), x, jnp.asarray(times), condition)["params"]
-        import flax.linen as nn
-
+        init = jax.jit(UNet(config).init)
+        fresh = init(jax.random.key(0), x, jnp.asarray(times), condition)["params"]
         shapes = lambda tree: jax.tree.map(jnp.shape, nn.meta.unbox(tree))  # noqa: E731
         assert shapes(fresh) == shapes(params)
         assert not np.any(predict(config, nn.meta.unbox(fresh), x, times, condition))
