@@ -22,4 +22,5 @@ venv=${LAVIT_VENV:-$repo/.venv-test}
 
 ensure_venv "$repo" "$venv" test,dev
 cd "$repo"
-exec "$venv/bin/python" -m pytest --numprocesses "${LAVIT_TEST_WORKERS:-2}" "$@"
+# A file's tests run in one process, so that what they share is made once.
+exec "$venv/bin/python" -m pytest --numprocesses "${LAVIT_TEST_WORKERS:-2}" --dist loadfile "$@"
