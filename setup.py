@@ -52,6 +52,7 @@ setup(
     ],
     extras_require={
         "convert": CONVERT,
+        "plan": ["libtpu>=0.0.40"],  # the TPU compiler, for `lavit plan`; no TPU needed
         "test": TEST,
         "dev": ["mypy>=1.13", "pre-commit>=3.5", "ruff>=0.8"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],

@@ -9,11 +9,20 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from lavit_jax import allocator
-from lavit_jax.cli import answer, caption, draw, parity, quickstart, tokenize, train
+from lavit_jax.cli import answer, caption, draw, parity, plan, quickstart, tokenize, train
 from lavit_jax.cli.common import Command
 
 # Modules of one command each, in the order of `lavit --help`; none imports jax before it runs.
-COMMANDS: tuple[Command, ...] = (quickstart, train, tokenize, caption, answer, draw, parity)
+COMMANDS: tuple[Command, ...] = (
+    quickstart,
+    train,
+    tokenize,
+    caption,
+    answer,
+    draw,
+    parity,
+    plan,
+)
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130

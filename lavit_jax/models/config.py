@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 T = TypeVar("T")
 
-REMAT_POLICIES = ("none", "full", "dots")
+# What the backward pass keeps of each block, least first; `layers.stack` says exactly.
+REMAT_POLICIES = ("full", "context", "projections", "attention", "most", "dots", "none")
 MERGER_ATTENTION = ("clean", "published")
 
 
@@ -29,7 +30,8 @@ class TransformerConfig:
       heads: attention heads; must divide the width.
       mlp_ratio: MLP hidden width is int(width * mlp_ratio) (4.3637 gives EVA's 6144 of 1408).
       dtype: compute dtype; parameters, norms and softmax stay float32.
-      remat: what the backward pass recomputes: "none", "full", "dots" (keep matmul results).
+      remat: what the backward pass recomputes: one of `REMAT_POLICIES`, from "full" (all of a
+        block) over "context" (all but attention) and "dots" (all but matmuls) to "none".
       unroll: blocks per scan iteration; more is faster on a CPU and slower to compile.
     """
 
@@ -214,6 +216,8 @@ class LlamaConfig:
       dtype: compute dtype.
       remat: see TransformerConfig.
       unroll: see TransformerConfig.
+      vocab_chunks: parts of the vocabulary that the loss looks at one after the other; 1 keeps
+        all logits, more never have them all at once.
     """
 
     width: int
@@ -230,8 +234,17 @@ class LlamaConfig:
     dtype: str = "float32"
     remat: str = "none"
     unroll: int = 1
+    vocab_chunks: int = 1
 
     def __post_init__(self) -> None:
+        _check(
+            self.remat in REMAT_POLICIES,
+            f"llm: remat must be one of {REMAT_POLICIES}, got {self.remat!r}",
+        )
+        _check(
+            self.vocab_chunks >= 1,
+            f"llm: vocab_chunks must be at least 1, got {self.vocab_chunks}",
+        )
         _check(
             self.heads % self.kv_heads == 0,
             f"llm: kv_heads must divide heads, got heads={self.heads}, kv_heads={self.kv_heads}",

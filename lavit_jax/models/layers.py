@@ -6,6 +6,7 @@ axes where it is created; `parallel/rules.py` maps them to the mesh.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
+
+from lavit_jax.models import placement
 
 Initializer = Callable[..., Any]
 
@@ -27,29 +31,66 @@ def with_axes(init: Initializer, *axes: str | None) -> Initializer:
     return nn.with_logical_partitioning(init, axes)
 
 
-def flat_dot_general(
-    lhs: Array,
-    rhs: Array,
-    dimension_numbers: Any,
-    precision: Any = None,
-    preferred_element_type: Any = None,
-) -> Array:
-    """`lax.dot_general` of trailing lhs axes with leading rhs axes, as one two-axis matmul.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def project(x: Array, kernel: Array, count: int) -> Array:
+    """Contracts the last `count` axes of `x` with the first ones of a float32 kernel.
 
-    The same numbers; but XLA:CPU copies the transposed operand of a weight gradient that
-    contracts over several axes (three times slower through an MLP), of a flat one it does not.
+    Computed in the dtype of `x`. The weight gradient leaves its matmul in float32, so that it is
+    summed over devices in float32 too; autodiff of a cast kernel would sum it in the compute dtype.
     """
-    ((lhs_axes, rhs_axes), _) = dimension_numbers
-    count = len(lhs_axes)
-    assert tuple(rhs_axes) == tuple(range(count)), dimension_numbers
-    inner = math.prod(rhs.shape[:count])
-    out = jnp.dot(
-        lhs.reshape(-1, inner),
-        rhs.reshape(inner, -1),
-        precision=precision,
-        preferred_element_type=preferred_element_type,
+    return _contract(x, kernel.astype(x.dtype), count)
+
+
+def _project_fwd(x: Array, kernel: Array, count: int) -> tuple[Array, tuple[Array, Array]]:
+    return project(x, kernel, count), (x, kernel)
+
+
+def _project_bwd(count: int, saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    cast = kernel.astype(x.dtype)
+    shape = x.shape
+    if _flat():
+        inner = math.prod(kernel.shape[:count])
+        x, cast = x.reshape(-1, inner), cast.reshape(inner, -1)
+        grad, count = grad.reshape(len(x), -1), 1
+    rows = tuple(range(x.ndim - count))
+    wide = tuple(range(len(rows), grad.ndim)), tuple(range(count, cast.ndim))
+    dx = jax.lax.dot_general(grad, cast, (wide, ((), ())))
+    dkernel = jax.lax.dot_general(
+        x, grad, ((rows, rows), ((), ())), preferred_element_type=kernel.dtype
     )
-    return out.reshape(lhs.shape[: lhs.ndim - count] + rhs.shape[count:])
+    return dx.reshape(shape), dkernel.reshape(kernel.shape)
+
+
+project.defvjp(_project_fwd, _project_bwd)
+
+
+def _contract(x: Array, kernel: Array, count: int) -> Array:
+    if not _flat():
+        axes = tuple(range(x.ndim - count, x.ndim)), tuple(range(count))
+        return jax.lax.dot_general(x, kernel, (axes, ((), ())))
+    inner = math.prod(kernel.shape[:count])
+    out = jnp.dot(x.reshape(-1, inner), kernel.reshape(inner, -1))
+    return out.reshape(x.shape[: x.ndim - count] + kernel.shape[count:])
+
+
+def _flat() -> bool:
+    """Whether matmuls are written with two axes each.
+
+    The same numbers; but XLA:CPU copies the transposed operand of a weight gradient that contracts
+    over several axes (three times slower through an MLP), of a flat one it does not. Rows whose
+    tokens are split over devices cannot be flattened without moving them.
+    """
+    return not placement.on_tpu() and placement.axis_parts("length") == 1
+
+
+def _dot_general(x: Array, kernel: Array, dimension_numbers: Any, **precision: Any) -> Array:
+    return project(x, kernel, len(dimension_numbers[0][0]))
+
+
+def _cast_all_but_kernel(x: Array, kernel: Array, bias: Any, *, dtype: Any, **unused: Any) -> Any:
+    """What flax casts to the compute dtype before a matmul; `project` casts the kernel itself."""
+    return x.astype(dtype), kernel, None if bias is None else bias.astype(dtype)
 
 
 def dense(
@@ -66,7 +107,8 @@ def dense(
         features,
         use_bias=use_bias,
         dtype=dtype,
-        dot_general=flat_dot_general,
+        dot_general=_dot_general,
+        promote_dtype=_cast_all_but_kernel,
         kernel_init=with_axes(kernel_init, *axes),
         bias_init=with_axes(nn.initializers.zeros_init(), axes[1]),
         name=name,
@@ -81,7 +123,8 @@ def head_projection(
         (heads, head_dim),
         use_bias=use_bias,
         dtype=dtype,
-        dot_general=flat_dot_general,
+        dot_general=_dot_general,
+        promote_dtype=_cast_all_but_kernel,
         kernel_init=with_axes(fan_in_init, "embed", "heads", "head_dim"),
         bias_init=with_axes(nn.initializers.zeros_init(), "heads", "head_dim"),
         name=name,
@@ -97,7 +140,8 @@ def merge_heads(
         axis=(-2, -1),
         use_bias=use_bias,
         dtype=dtype,
-        dot_general=flat_dot_general,
+        dot_general=_dot_general,
+        promote_dtype=_cast_all_but_kernel,
         kernel_init=with_axes(
             nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=(0, 1)),
             "heads",
@@ -141,13 +185,40 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x_BSD: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         h = gelu(dense(self.hidden, ("embed", "mlp"), self.dtype, "fc1")(x_BSD))
+        h = placement.constrain(h, "batch", "length", "act_mlp")
         return dense(x_BSD.shape[-1], ("mlp", "embed"), self.dtype, "fc2")(h)
 
 
+# What each policy keeps of a block for the backward pass, beside the block's input.
+_NAMED: dict[str, tuple[str, ...]] = {
+    "context": ("context",),
+    "projections": ("query", "key", "value", "context"),
+    "attention": ("query", "key", "value", "context", "attended"),
+    "most": ("query", "key", "value", "context", "attended", "gate"),
+}
 _REMAT: dict[str, Any] = {
     "full": None,
     "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    **{
+        policy: jax.checkpoint_policies.save_only_these_names(*names)
+        for policy, names in _NAMED.items()
+    },
 }
+
+
+def named(x: Array, name: str) -> Array:
+    """Gives a value the name that remat policies keep it by."""
+    return checkpoint_name(x, name)
+
+
+def border(x_BSD: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+    """The residual stream between two blocks, laid out as everywhere."""
+    return placement.constrain(x_BSD, "batch", "length", "act_embed")
+
+
+def spread_heads(x_BSHd: Float[Array, "B S H d"]) -> Float[Array, "B S H d"]:
+    """Queries, keys or values, heads split over tensor neighbours."""
+    return placement.constrain(x_BSHd, "batch", "length", "act_heads", None)
 
 
 def stack(
@@ -165,7 +236,9 @@ def stack(
     `unroll` copies stand in the program at a time (1 compiles fastest and suits a TPU).
     """
     if remat != "none":
-        block = nn.remat(block, prevent_cse=False, policy=_REMAT[remat])  # type: ignore[assignment]
+        # A loop keeps what is recomputed apart from what it repeats; straight-line code does not.
+        straight = unroll >= depth
+        block = nn.remat(block, prevent_cse=straight, policy=_REMAT[remat])  # type: ignore[assignment]
     return nn.scan(
         block,
         variable_axes={"params": 0},

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lavit_jax.models import layers
-from lavit_jax.models.attention import attend
+from lavit_jax.models import layers, placement
+from lavit_jax.models.attention import Segments, attend
 from lavit_jax.models.config import LlamaConfig
 
 
@@ -74,17 +74,20 @@ class LlamaBlock(nn.Module):
         carry: tuple[Float[Array, "B S E"], Cache | None],
         layer: Int[Array, ""],
         positions_BS: Int[Array, "B S"],
-        mask_BST: Bool[Array, "B S T"],
+        mask_BST: Bool[Array, "B S T"] | Segments,
         offset: Int[Array, ""],
     ) -> tuple[tuple[Float[Array, "B S E"], Cache | None], None]:
         c = self.config
         dtype = c.compute_dtype
         x_BSE, cache = carry
+        x_BSE = layers.border(x_BSE)
         h = RMSNorm(c.norm_eps, name="attention_norm")(x_BSE)
         q = layers.head_projection(c.heads, c.head_dim, dtype, "query", use_bias=False)(h)
         k = layers.head_projection(c.kv_heads, c.head_dim, dtype, "key", use_bias=False)(h)
         v = layers.head_projection(c.kv_heads, c.head_dim, dtype, "value", use_bias=False)(h)
+        q, k, v = layers.spread_heads(q), layers.spread_heads(k), layers.spread_heads(v)
         q, k = rotate(q, positions_BS, c.rope_theta), rotate(k, positions_BS, c.rope_theta)
+        q, k, v = layers.named(q, "query"), layers.named(k, "key"), layers.named(v, "value")
         if cache is not None:
             start = (layer, 0, offset, 0, 0)
             cache = Cache(
@@ -95,11 +98,14 @@ class LlamaBlock(nn.Module):
             v = jax.lax.dynamic_index_in_dim(cache.v, layer, keepdims=False)
         out = attend(q, k, v, mask_BST)
         x_BSE = x_BSE + layers.merge_heads(c.width, dtype, "proj", use_bias=False)(out)
+        x_BSE = layers.named(layers.border(x_BSE), "attended")
         h = RMSNorm(c.norm_eps, name="mlp_norm")(x_BSE)
         gate = layers.dense(c.hidden, ("embed", "mlp"), dtype, "gate", use_bias=False)(h)
         up = layers.dense(c.hidden, ("embed", "mlp"), dtype, "up", use_bias=False)(h)
+        gate, up = layers.named(gate, "gate"), layers.named(up, "up")
+        wide = placement.constrain(nn.silu(gate) * up, "batch", "length", "act_mlp")
         down = layers.dense(c.width, ("mlp", "embed"), dtype, "down", use_bias=False)
-        return (x_BSE + down(nn.silu(gate) * up), cache), None
+        return (layers.border(x_BSE + down(wide)), cache), None
 
 
 class Llama(nn.Module):
@@ -119,13 +125,13 @@ class Llama(nn.Module):
 
     def embed(self, ids_BS: Int[Array, "B S"]) -> Float[Array, "B S E"]:
         """Token ids to embeddings in the compute dtype."""
-        return self.embedding[ids_BS].astype(self.config.compute_dtype)
+        return layers.border(self.embedding[ids_BS].astype(self.config.compute_dtype))
 
     def hidden(
         self,
         x_BSE: Float[Array, "B S E"],
         positions_BS: Int[Array, "B S"],
-        mask_BST: Bool[Array, "B S T"],
+        mask_BST: Bool[Array, "B S T"] | Segments,
         cache: Cache | None = None,
         offset: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B S E"], Cache | None]:
@@ -134,7 +140,8 @@ class Llama(nn.Module):
         Args:
           x_BSE: embeddings.
           positions_BS: rotary positions.
-          mask_BST: which keys each query may read: T = S without a cache, else the cache's length.
+          mask_BST: which keys each query may read: T = S without a cache, else the cache's length;
+            or the segments of packed rows, without a cache only.
           cache: keys and values seen so far, or None.
           offset: where in the cache these S tokens are written.
 
@@ -159,7 +166,7 @@ class Llama(nn.Module):
         self,
         ids_BS: Int[Array, "B S"],
         positions_BS: Int[Array, "B S"],
-        mask_BST: Bool[Array, "B S T"],
+        mask_BST: Bool[Array, "B S T"] | Segments,
     ) -> Float[Array, "B S V"]:
         """Token ids to logits, without a cache."""
         x, _ = self.hidden(self.embed(ids_BS), positions_BS, mask_BST)

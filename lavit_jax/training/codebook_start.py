@@ -9,7 +9,7 @@ import numpy as np
 
 from lavit_jax.data import pipeline
 from lavit_jax.models import lavit, quantizer
-from lavit_jax.parallel import rules
+from lavit_jax.parallel import feed, rules
 from lavit_jax.training.schedule import Phase
 from lavit_jax.training.state import TrainState
 
@@ -39,7 +39,6 @@ def _features(run: Run, phase: Phase, current: TrainState) -> np.ndarray:
     """L2-normalised features of kept patches of real pictures, [M, C]."""
     m = run.modules
 
-    @jax.jit
     def project(params: lavit.Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = lavit.encode_image(m, params, images)
         keep, kept = lavit.select_greedy(m, params, x)
@@ -47,12 +46,15 @@ def _features(run: Run, phase: Phase, current: TrainState) -> np.ndarray:
         z = lavit.run(m, params, "quantizer", merged)
         return quantizer.l2_normalize(z), kept.valid_BL
 
+    # Whole on every process, so that all of them start from the same codes.
+    compiled = jax.jit(project, out_shardings=rules.replicated(run.mesh))
     batches = pipeline.image_batches(
         run.config, run.data_dir, phase.config["batch_size"], run.config.seed * 1000 + 999
     )
     wanted = FEATURES_PER_CODE * m.config.quantizer.codes
     found: list[np.ndarray] = []
     while sum(map(len, found)) < wanted:
-        z, valid = jax.device_get(project(current.params, next(batches)["images"]))
+        images = feed.to_mesh(next(batches), run.mesh)["images"]
+        z, valid = jax.device_get(compiled(current.params, images))
         found.append(z[valid])
     return np.concatenate(found)[:wanted]

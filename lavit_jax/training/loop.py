@@ -16,7 +16,8 @@ import numpy as np
 
 from lavit_jax.data import pipeline
 from lavit_jax.models import lavit
-from lavit_jax.parallel import rules
+from lavit_jax.parallel import feed, rules
+from lavit_jax.parallel.mesh import placed
 from lavit_jax.training import codebook_start, samples, state, visual_cache
 from lavit_jax.training.checkpoints import Checkpoints
 from lavit_jax.training.health import Health
@@ -35,7 +36,7 @@ def fit(run: Run) -> TrainState:
         keep=run.config.checkpoint.keep,
         milestones=tuple(phase.end for phase in run.phases),
     )
-    with contextlib.closing(checkpoints), _terminable():
+    with contextlib.closing(checkpoints), _terminable(), placed(run.mesh):
         restored = checkpoints.restore_latest(
             lambda place: abstract_state(
                 run.modules, run.phases, run.mesh, run.config.seed, place["step"]
@@ -70,20 +71,20 @@ def _run_phase(
     tx = make_optimizer(phase.config["optimizer"], phase.steps)
     shardings = state.state_shardings(run.modules, phase.names, tx, phase.trained, run.mesh)
     step_fn = jax.jit(
-        state.make_step(make_objective(run.modules, phase.config), tx, phase.trained),
+        state.make_step(
+            make_objective(run.modules, phase.config),
+            tx,
+            phase.trained,
+            phase.config.get("accumulate", 1),
+        ),
         donate_argnums=0,
         out_shardings=(shardings, rules.replicated(run.mesh)),
     )
     recorder = _Recorder(run, phase, writer)
-    sharding = rules.batch_sharding(run.mesh)
     done = int(current.step)
     try:
         for step in range(done + 1, phase.end + 1):
-            batch = {
-                name: jax.make_array_from_process_local_data(sharding, value)
-                for name, value in next(data).items()
-            }
-            current, metrics = step_fn(current, batch)
+            current, metrics = step_fn(current, feed.to_mesh(next(data), run.mesh))
             recorder.add(step, metrics)
             done = step
             if step % run.config.checkpoint.every == 0 or step == phase.end:

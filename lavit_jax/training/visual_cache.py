@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from lavit_jax.data import pipeline
 from lavit_jax.data.visual_ids import VisualIdCache
 from lavit_jax.models import lavit
+from lavit_jax.parallel import feed, rules
 from lavit_jax.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -20,18 +22,18 @@ BATCH = 64
 TOKENIZER = ("encoder", "selector", "merger", "quantizer")
 
 
-def stamp(current: TrainState) -> str:
+def stamp(current: TrainState, mesh: Mesh) -> str:
     """A hash of the weights that decide ids; a cache made by others is not used."""
     digest = hashlib.sha256()
     tree = ({name: current.params[name] for name in TOKENIZER}, current.codebook.codes_KC)
-    for leaf in jax.tree.leaves(jax.device_get(tree)):
+    for leaf in jax.tree.leaves(feed.to_host(tree, mesh)):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
 
 
 def load_or_build(run: Run, current: TrainState) -> VisualIdCache:
     """Reads `WORKDIR/visual_ids.npz`, or tokenizes all variants of all training pictures."""
-    path, wanted = run.workdir / "visual_ids.npz", stamp(current)
+    path, wanted = run.workdir / "visual_ids.npz", stamp(current, run.mesh)
     if path.exists():
         cache = VisualIdCache.load(path)
         if cache.stamp == wanted:
@@ -44,7 +46,10 @@ def load_or_build(run: Run, current: TrainState) -> VisualIdCache:
 def build(run: Run, current: TrainState, wanted: str) -> VisualIdCache:
     """Tokenizes pictures in batches of one shape."""
     m = run.modules
-    tokenize = jax.jit(lambda params, book, images: lavit.tokenize(m, params, book, images))
+    tokenize = jax.jit(
+        lambda params, book, images: lavit.tokenize(m, params, book, images),
+        out_shardings=rules.replicated(run.mesh),
+    )
     pictures = pipeline.variants(run.config, run.data_dir, "train")
     codes, keeps = [], []
     for start in range(0, len(pictures), BATCH):
