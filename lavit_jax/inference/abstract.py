@@ -73,7 +73,7 @@ def _context(modules: Modules, mesh: Mesh, rows: int, places: int, *, shardings:
 
 def _shape(
     shape: tuple[int, ...], dtype: Any, names: tuple[str | None, ...], mesh: Mesh
-) -> jax.ShapeDtypeStruct:
+) -> Any:
     padded = (*names, *[None] * (len(shape) - len(names)))
     sharding = NamedSharding(mesh, placement.spec(shape, padded, mesh, rules.RULES))
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)

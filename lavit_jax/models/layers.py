@@ -88,9 +88,10 @@ def _dot_general(x: Array, kernel: Array, dimension_numbers: Any, **precision: A
     return project(x, kernel, len(dimension_numbers[0][0]))
 
 
-def _cast_all_but_kernel(x: Array, kernel: Array, bias: Any, *, dtype: Any, **unused: Any) -> Any:
+def _cast_all_but_kernel(*args: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
     """What flax casts to the compute dtype before a matmul; `project` casts the kernel itself."""
-    return x.astype(dtype), kernel, None if bias is None else bias.astype(dtype)
+    x, kernel, bias = args
+    return [x.astype(dtype), kernel, None if bias is None else bias.astype(dtype)]
 
 
 def dense(

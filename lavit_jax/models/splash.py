@@ -9,6 +9,7 @@ Legend: B batch, S tokens, H query heads, G key/value heads, d head width.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
@@ -97,7 +98,8 @@ def _rows(
 ) -> Array:
     """One device's rows: [B, H, S, d]."""
     segments = kernels.SegmentIds(q=mine_BS, kv=all_BS)
-    return jax.vmap(kernel)(q, k, v, segments)
+    out: Any = jax.vmap(kernel)(q, k, v, segments)
+    return out
 
 
 @functools.lru_cache(maxsize=32)

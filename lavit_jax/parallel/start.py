@@ -28,7 +28,7 @@ def start() -> None:
         count, index = _number(COUNT), _number(INDEX)
         if index >= count:
             raise UserError(f"{INDEX}={index} must be below {COUNT}={count}")
-        if jax.config.jax_platforms == "cpu":
+        if _on_cpu():
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(os.environ[COORDINATOR], count, index)
     elif _on_tpu_vm():
@@ -44,6 +44,10 @@ def _number(name: str) -> int:
 
 def _on_tpu_vm() -> bool:
     """Whether this host has TPU chips; one host alone joins itself, which does no harm."""
-    if (jax.config.jax_platforms or "").startswith("cpu"):
+    if _on_cpu():
         return False
     return any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+
+
+def _on_cpu() -> bool:
+    return os.environ.get("JAX_PLATFORMS", "").startswith("cpu")

@@ -6,7 +6,6 @@ import functools
 
 import numpy as np
 
-from lavit_jax.data import packing
 from lavit_jax.data.layout import Condition, Example
 from lavit_jax.data.packing import Limits, PackedRows
 
@@ -73,5 +72,5 @@ def useful_share(
     stream = iter(PackedRows(_Synthetic(mixture, patches, tokens), Limits(tokens, images)))
     packed = [next(stream) for _ in range(rows)]
     used = sum(len(example) for row in packed for example in row)
-    seen = sum(packing._images(example) for row in packed for example in row)
+    seen = sum(example.condition is not None for row in packed for example in row)
     return used / (rows * tokens), seen / (rows * images)

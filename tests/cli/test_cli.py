@@ -18,7 +18,7 @@ from lavit_jax.cli import common
 from lavit_jax.cli.main import main
 from lavit_jax.errors import UserError
 
-COMMANDS = ["quickstart", "train", "tokenize", "caption", "answer", "draw", "parity"]
+COMMANDS = ["quickstart", "train", "tokenize", "caption", "answer", "draw", "parity", "plan"]
 
 
 @dataclasses.dataclass
