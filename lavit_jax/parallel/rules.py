@@ -24,6 +24,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     # Activations. A name of an "act" axis differs from the parameters' because one mesh axis
     # (fsdp) splits rows of a batch and columns of a matrix.
     ("batch", BATCH_AXES),
+    ("group", ("slice", "data")),  # rows of all devices that share one copy of the parameters
     ("length", "sequence"),
     ("act_embed", None),
     ("act_heads", "tensor"),

@@ -94,7 +94,9 @@ class Topology:
         Raises:
           UserError: libtpu is missing or does not know this shape.
         """
+        # No TPU is touched: do not look for one, and do not lock it against other processes.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         from jax.experimental import topologies
 
         more = {"num_slices": self.slices} if self.slices > 1 else {}
