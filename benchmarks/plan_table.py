@@ -4,6 +4,21 @@ import json
 import sys
 from pathlib import Path
 
+COLUMNS = (
+    "plan",
+    "chips",
+    "mesh",
+    "rows/chip",
+    "remat",
+    "peak HBM",
+    "flops",
+    "bytes",
+    "step",
+    "by",
+    "useful",
+    "MFU bound",
+)
+
 
 def main(folder: str) -> None:
     plans = [
@@ -11,8 +26,8 @@ def main(folder: str) -> None:
         for path in sorted(Path(folder).glob("*.json"))
         for entry in json.loads(path.read_text())
     ]
-    print("| plan | chips | mesh | rows/chip | remat | peak HBM | flops | bytes | step | by | useful | MFU |")  # noqa: E501
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    print(f"| {' | '.join(COLUMNS)} |")
+    print("|" + "---|" * len(COLUMNS))
     for stem, entry in plans:
         print(_line(stem, entry))
     for stem, entry in plans:

@@ -71,9 +71,7 @@ def _context(modules: Modules, mesh: Mesh, rows: int, places: int, *, shardings:
     return jax.tree.map(lambda x: x.sharding, context) if shardings else context
 
 
-def _shape(
-    shape: tuple[int, ...], dtype: Any, names: tuple[str | None, ...], mesh: Mesh
-) -> Any:
+def _shape(shape: tuple[int, ...], dtype: Any, names: tuple[str | None, ...], mesh: Mesh) -> Any:
     padded = (*names, *[None] * (len(shape) - len(names)))
     sharding = NamedSharding(mesh, placement.spec(shape, padded, mesh, rules.RULES))
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)

@@ -12,6 +12,7 @@ T = TypeVar("T")
 
 # What the backward pass keeps of each block, least first; `layers.stack` says exactly.
 REMAT_POLICIES = ("full", "context", "projections", "attention", "most", "dots", "none")
+MATMULS = ("plain", "int8")
 MERGER_ATTENTION = ("clean", "published")
 
 
@@ -218,6 +219,7 @@ class LlamaConfig:
       unroll: see TransformerConfig.
       vocab_chunks: parts of the vocabulary that the loss looks at one after the other; 1 keeps
         all logits, more never have them all at once.
+      matmul: of the layers: "plain" in the compute dtype, or "int8", quantized on the way.
     """
 
     width: int
@@ -235,8 +237,10 @@ class LlamaConfig:
     remat: str = "none"
     unroll: int = 1
     vocab_chunks: int = 1
+    matmul: str = "plain"
 
     def __post_init__(self) -> None:
+        _check(self.matmul in MATMULS, f"llm: matmul must be one of {MATMULS}, got {self.matmul!r}")
         _check(
             self.remat in REMAT_POLICIES,
             f"llm: remat must be one of {REMAT_POLICIES}, got {self.remat!r}",

@@ -6,8 +6,6 @@ axes where it is created; `parallel/rules.py` maps them to the mesh.
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +15,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from lavit_jax.models import placement
+from lavit_jax.models import int8, matmul, placement
 
 Initializer = Callable[..., Any]
 
@@ -31,65 +29,21 @@ def with_axes(init: Initializer, *axes: str | None) -> Initializer:
     return nn.with_logical_partitioning(init, axes)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def project(x: Array, kernel: Array, count: int) -> Array:
-    """Contracts the last `count` axes of `x` with the first ones of a float32 kernel.
-
-    Computed in the dtype of `x`. The weight gradient leaves its matmul in float32, so that it is
-    summed over devices in float32 too; autodiff of a cast kernel would sum it in the compute dtype.
-    """
-    return _contract(x, kernel.astype(x.dtype), count)
+# How a layer multiplies with its kernel, by name; "plain" is in the compute dtype.
+_PROJECT: dict[str, Any] = {"plain": matmul.project, "int8": int8.project}
 
 
-def _project_fwd(x: Array, kernel: Array, count: int) -> tuple[Array, tuple[Array, Array]]:
-    return project(x, kernel, count), (x, kernel)
+def _multiply(how: str) -> Any:
+    """A `dot_general` for flax that multiplies as named."""
 
+    def dot_general(x: Array, kernel: Array, dimensions: Any, **precision: Any) -> Array:
+        return _PROJECT[how](x, kernel, len(dimensions[0][0]))
 
-def _project_bwd(count: int, saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    cast = kernel.astype(x.dtype)
-    shape = x.shape
-    if _flat():
-        inner = math.prod(kernel.shape[:count])
-        x, cast = x.reshape(-1, inner), cast.reshape(inner, -1)
-        grad, count = grad.reshape(len(x), -1), 1
-    rows = tuple(range(x.ndim - count))
-    wide = tuple(range(len(rows), grad.ndim)), tuple(range(count, cast.ndim))
-    dx = jax.lax.dot_general(grad, cast, (wide, ((), ())))
-    dkernel = jax.lax.dot_general(
-        x, grad, ((rows, rows), ((), ())), preferred_element_type=kernel.dtype
-    )
-    return dx.reshape(shape), dkernel.reshape(kernel.shape)
-
-
-project.defvjp(_project_fwd, _project_bwd)
-
-
-def _contract(x: Array, kernel: Array, count: int) -> Array:
-    if not _flat():
-        axes = tuple(range(x.ndim - count, x.ndim)), tuple(range(count))
-        return jax.lax.dot_general(x, kernel, (axes, ((), ())))
-    inner = math.prod(kernel.shape[:count])
-    out = jnp.dot(x.reshape(-1, inner), kernel.reshape(inner, -1))
-    return out.reshape(x.shape[: x.ndim - count] + kernel.shape[count:])
-
-
-def _flat() -> bool:
-    """Whether matmuls are written with two axes each.
-
-    The same numbers; but XLA:CPU copies the transposed operand of a weight gradient that contracts
-    over several axes (three times slower through an MLP), of a flat one it does not. Rows whose
-    tokens are split over devices cannot be flattened without moving them.
-    """
-    return not placement.on_tpu() and placement.axis_parts("length") == 1
-
-
-def _dot_general(x: Array, kernel: Array, dimension_numbers: Any, **precision: Any) -> Array:
-    return project(x, kernel, len(dimension_numbers[0][0]))
+    return dot_general
 
 
 def _cast_all_but_kernel(*args: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
-    """What flax casts to the compute dtype before a matmul; `project` casts the kernel itself."""
+    """What flax casts to the compute dtype before a matmul, which casts the kernel itself."""
     x, kernel, bias = args
     return [x.astype(dtype), kernel, None if bias is None else bias.astype(dtype)]
 
@@ -102,13 +56,14 @@ def dense(
     *,
     use_bias: bool = True,
     kernel_init: Initializer = fan_in_init,
+    how: str = "plain",
 ) -> nn.Dense:
     """A linear layer [.., in] -> [.., features] whose kernel has the given logical axes."""
     return nn.Dense(
         features,
         use_bias=use_bias,
         dtype=dtype,
-        dot_general=_dot_general,
+        dot_general=_multiply(how),
         promote_dtype=_cast_all_but_kernel,
         kernel_init=with_axes(kernel_init, *axes),
         bias_init=with_axes(nn.initializers.zeros_init(), axes[1]),
@@ -117,14 +72,20 @@ def dense(
 
 
 def head_projection(
-    heads: int, head_dim: int, dtype: jnp.dtype, name: str | None = None, *, use_bias: bool = True
+    heads: int,
+    head_dim: int,
+    dtype: jnp.dtype,
+    name: str | None = None,
+    *,
+    use_bias: bool = True,
+    how: str = "plain",
 ) -> nn.DenseGeneral:
     """A linear layer [.., D] -> [.., H, d]."""
     return nn.DenseGeneral(
         (heads, head_dim),
         use_bias=use_bias,
         dtype=dtype,
-        dot_general=_dot_general,
+        dot_general=_multiply(how),
         promote_dtype=_cast_all_but_kernel,
         kernel_init=with_axes(fan_in_init, "embed", "heads", "head_dim"),
         bias_init=with_axes(nn.initializers.zeros_init(), "heads", "head_dim"),
@@ -133,7 +94,12 @@ def head_projection(
 
 
 def merge_heads(
-    features: int, dtype: jnp.dtype, name: str | None = None, *, use_bias: bool = True
+    features: int,
+    dtype: jnp.dtype,
+    name: str | None = None,
+    *,
+    use_bias: bool = True,
+    how: str = "plain",
 ) -> nn.DenseGeneral:
     """A linear layer [.., H, d] -> [.., D]."""
     return nn.DenseGeneral(
@@ -141,7 +107,7 @@ def merge_heads(
         axis=(-2, -1),
         use_bias=use_bias,
         dtype=dtype,
-        dot_general=_dot_general,
+        dot_general=_multiply(how),
         promote_dtype=_cast_all_but_kernel,
         kernel_init=with_axes(
             nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=(0, 1)),

@@ -6,6 +6,8 @@ width, V vocabulary, layers leading where stacked.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -79,12 +81,13 @@ class LlamaBlock(nn.Module):
     ) -> tuple[tuple[Float[Array, "B S E"], Cache | None], None]:
         c = self.config
         dtype = c.compute_dtype
+        linear: dict[str, Any] = {"use_bias": False, "how": c.matmul}
         x_BSE, cache = carry
         x_BSE = layers.border(x_BSE)
         h = RMSNorm(c.norm_eps, name="attention_norm")(x_BSE)
-        q = layers.head_projection(c.heads, c.head_dim, dtype, "query", use_bias=False)(h)
-        k = layers.head_projection(c.kv_heads, c.head_dim, dtype, "key", use_bias=False)(h)
-        v = layers.head_projection(c.kv_heads, c.head_dim, dtype, "value", use_bias=False)(h)
+        q = layers.head_projection(c.heads, c.head_dim, dtype, "query", **linear)(h)
+        k = layers.head_projection(c.kv_heads, c.head_dim, dtype, "key", **linear)(h)
+        v = layers.head_projection(c.kv_heads, c.head_dim, dtype, "value", **linear)(h)
         q, k, v = layers.spread_heads(q), layers.spread_heads(k), layers.spread_heads(v)
         q, k = rotate(q, positions_BS, c.rope_theta), rotate(k, positions_BS, c.rope_theta)
         q, k, v = layers.named(q, "query"), layers.named(k, "key"), layers.named(v, "value")
@@ -97,14 +100,14 @@ class LlamaBlock(nn.Module):
             k = jax.lax.dynamic_index_in_dim(cache.k, layer, keepdims=False)
             v = jax.lax.dynamic_index_in_dim(cache.v, layer, keepdims=False)
         out = attend(q, k, v, mask_BST)
-        x_BSE = x_BSE + layers.merge_heads(c.width, dtype, "proj", use_bias=False)(out)
+        x_BSE = x_BSE + layers.merge_heads(c.width, dtype, "proj", **linear)(out)
         x_BSE = layers.named(layers.border(x_BSE), "attended")
         h = RMSNorm(c.norm_eps, name="mlp_norm")(x_BSE)
-        gate = layers.dense(c.hidden, ("embed", "mlp"), dtype, "gate", use_bias=False)(h)
-        up = layers.dense(c.hidden, ("embed", "mlp"), dtype, "up", use_bias=False)(h)
+        gate = layers.dense(c.hidden, ("embed", "mlp"), dtype, "gate", **linear)(h)
+        up = layers.dense(c.hidden, ("embed", "mlp"), dtype, "up", **linear)(h)
         gate, up = layers.named(gate, "gate"), layers.named(up, "up")
         wide = placement.constrain(nn.silu(gate) * up, "batch", "length", "act_mlp")
-        down = layers.dense(c.width, ("mlp", "embed"), dtype, "down", use_bias=False)
+        down = layers.dense(c.width, ("mlp", "embed"), dtype, "down", **linear)
         return (layers.border(x_BSE + down(wide)), cache), None
 
 
