@@ -24,6 +24,7 @@ _SHAPE = re.compile(r"\b(" + "|".join(BYTES) + r")\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
 _PAIRS = re.compile(r"source_target_pairs=\{\{(\d+),(\d+)\}")
 _NAME = re.compile(r'op_name="([^"]*)"')
 
@@ -108,6 +109,11 @@ def _group(rest: str, chips: int, slices: int) -> tuple[int, bool]:
         if iota[4]:
             order = order.transpose([int(i) for i in iota[4].split(",")])
         ids = order.reshape(int(iota[1]), int(iota[2]))[0]
+    elif mesh := _MESH.search(rest):
+        axes = [(name, int(size)) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])]
+        named = re.findall(r"'(\w+)'", mesh[2])
+        order = np.arange(math.prod(size for _, size in axes)).reshape([size for _, size in axes])
+        ids = order[tuple(slice(None) if name in named else 0 for name, _ in axes)].ravel()
     elif pair := _PAIRS.search(rest):
         ids = np.array([int(pair[1]), int(pair[2])])
     else:

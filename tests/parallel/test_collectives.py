@@ -21,6 +21,8 @@ dimensions={0}, metadata={op_name="jit(step)/jvp(Llama)/blocks/query/dot_general
   %big = f32[32]{0} all-reduce(%g), replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%add, \
 metadata={op_name="jit(step)/transpose(jvp(Llama))/blocks/norm/mul"}
   %cp = bf16[16,16]{1,0} collective-permute(%b), source_target_pairs={{0,1},{1,0}}
+  %mesh = bf16[64]{0} all-reduce(%e), \
+replica_groups=mesh['axis_0'=2,'axis_1'=2,'axis_2'=2] {'axis_0','axis_2'}, to_apply=%add
   %one = f32[99]{0} all-gather(%c), replica_groups=[8,1]<=[8], dimensions={0}
 }
 """
@@ -33,6 +35,7 @@ def test_kinds_sizes_groups_and_places():
         Collective("all-gather", "bf16[64,128]", 64 * 128 * 2, 8, True, query): 1,
         Collective("all-reduce", "f32[32]", 128, 2, True, "grad of blocks/norm/mul"): 1,
         Collective("collective-permute", "bf16[16,16]", 512, 2, False, ""): 1,
+        Collective("all-reduce", "bf16[64]", 128, 4, True, ""): 1,
     }
 
 
