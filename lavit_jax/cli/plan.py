@@ -1,4 +1,4 @@
-"""Say what a config's training and generation need on TPU pods, without a TPU.
+"""Say what a config needs on TPU pods, without a TPU.
 
 Compiles the real steps for the real topology with libtpu (`pip install "lavit_jax[plan]"`) and
 prints memory, work, traffic and time for each chip. Any field of the config can be changed with
