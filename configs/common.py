@@ -2,6 +2,22 @@
 
 from ml_collections import ConfigDict
 
+# Orders of `config.phases`. The paper's maintainer tells two (SPEC 6): "together" trains selector
+# and merger without quantization, then everything with it; "selector_first" the selector alone
+# without quantization, then the rest with it. The latter supposes a merger and a decoder that can
+# say what a patch is worth; from nothing, "reconstruct" makes them, on patches kept at random.
+SCHEDULES = {
+    "together": ("encoder", "select", "quantize", "unified"),
+    "selector_first": ("encoder", "reconstruct", "selector_alone", "quantize_rest", "unified"),
+}
+
+
+def schedule(order: str) -> tuple[str, ...]:
+    """The names of phases of one of `SCHEDULES`."""
+    if order not in SCHEDULES:
+        raise ValueError(f"the schedule must be one of {', '.join(SCHEDULES)}, got {order!r}")
+    return SCHEDULES[order]
+
 
 def optimizer(learning_rate: float, b2: float, weight_decay: float, warmup: int) -> ConfigDict:
     """AdamW with linear warm-up and cosine decay."""
@@ -19,23 +35,31 @@ def optimizer(learning_rate: float, b2: float, weight_decay: float, warmup: int)
 
 
 def data() -> ConfigDict:
-    """Twemoji, its text and how sequences are laid out."""
+    """The data, its text and how sequences are laid out."""
     return ConfigDict(
         {
-            "dataset": "twemoji",
+            "dataset": "twemoji",  # or a folder that `lavit data prepare` wrote
+            "held_out": 64,  # examples of such a folder that are never trained on
+            "max_bad_share": 0.01,  # stop when more examples than this are broken
             "languages": ("en",),  # of the captions; others as the `emoji` package has them
             "text_vocab_size": 800,  # sentencepiece BPE pieces
-            "canonical_share": 0.6,  # how often the picture's own name is the caption
+            "canonical_share": 0.85,  # how often the picture's own name is the caption
             "row_length": 256,  # S, tokens of a packed row
             "images_per_row": 5,  # J, condition images of a packed row at most
-            "variants": 4,  # augmented views of each picture in the unified phase
+            "variants": 2,  # augmented views of each picture in the unified phase
+            "visual_ids": "",  # of the data set, a folder of `lavit tokenize-dataset`; or made here
             "text_drop": 0.1,  # [text, image] without its text, for guidance (ours)
             "mixture": {  # shares of examples in the unified phase
-                "image_text": 0.35,
-                "text_image": 0.45,
-                "text": 0.05,
-                "question": 0.15,
+                "image_text": 0.45,
+                "text_image": 0.38,
+                "text": 0.04,
+                "question": 0.13,
             },
+            # Several sources in the unified phase instead of one: name -> see `data/streams.py`.
+            "sources": {},
+            "threads": 1,  # that prepare images; the cores belong to training, here
+            "weigh_by": "examples",  # what the sources' weights are shares of; or "tokens"
+            "curriculum": (),  # (step of the unified phase, {source: weight from there on}), ...
             "augment": {
                 "shift": 0.06,  # of the side, either way
                 "scale": 0.1,  # relative, either way
@@ -60,6 +84,9 @@ def run() -> ConfigDict:
             "evaluation": {  # at the end of `lavit quickstart`
                 "most": 0,  # pictures of each split; 0 is all
                 "train_captions": 256,  # training pictures whose captions are compared
+                # One likeliest drawing of each prompt; `lavit draw` samples varied ones instead.
+                "guidance": 1.5,
+                "temperature": 0.0,
             },
             "mesh": {  # devices along each axis; -1: what the others leave
                 "slice": 1,  # TPU slices; a copy of the model on each

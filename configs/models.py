@@ -48,7 +48,7 @@ def twemoji() -> ConfigDict:
             },
             "selector": {"max_kept": 40},
             "merger": {"depth": 2, "heads": 2, "mlp_ratio": 3.0, "unroll": 4, "attention": "clean"},
-            "quantizer": {"codes": 512, "code_dim": 16, "decay": 0.97},
+            "quantizer": {"codes": 1024, "code_dim": 16, "decay": 0.97},
             "decoder": {"depth": 3, "heads": 2, "mlp_ratio": 3.0, "unroll": 4},
             "pixel_head": {"width": 128, "depth": 2, "heads": 2, "mlp_ratio": 3.0, "unroll": 4},
             "text_tower": {
@@ -60,11 +60,11 @@ def twemoji() -> ConfigDict:
                 "length": 24,
             },
             "llm": {
-                "width": 192,
+                "width": 128,
                 "depth": 4,
-                "heads": 3,
-                "kv_heads": 3,
-                "hidden": 512,
+                "heads": 2,
+                "kv_heads": 2,
+                "hidden": 384,
                 "unroll": 4,
                 "max_length": 256,
             },
@@ -129,5 +129,101 @@ def vitg_llama7b() -> ConfigDict:
                 "dtype": "bfloat16",
                 "remat": "full",
             },
+        }
+    )
+
+
+def sd15() -> ConfigDict:
+    """Stable Diffusion 1.5's U-Net, autoencoder and noise schedule, as the paper starts from."""
+    return ConfigDict(
+        {
+            "size": 512,
+            "guidance": 5.0,
+            "sampling_steps": 50,
+            "solver": "ddim",
+            "unet": {
+                "channels": (320, 640, 1280, 1280),
+                "layers": (2, 2, 2, 2),
+                "down_attention": (True, True, True, False),
+                "up_attention": (True, True, True, False),
+                "heads": (8, 8, 8, 8),
+                "depths": (1, 1, 1, 1),
+                "condition": 768,
+                "dtype": "bfloat16",
+                "remat": True,
+            },
+            "autoencoder": {"channels": (128, 256, 512, 512), "layers": 2},
+            "noise": {
+                "beta_start": 0.00085,
+                "beta_end": 0.012,
+                "beta_schedule": "scaled_linear",
+                "offset": 1,
+                "final_alpha_one": False,
+            },
+        }
+    )
+
+
+def twemoji_pixels() -> ConfigDict:
+    """Diffuses 64 px pictures as 16 x 16 patches of 4 x 4 pixels, without an autoencoder."""
+    return ConfigDict(
+        {
+            "size": 64,
+            "patch": 4,
+            "guidance": 1.5,
+            "sampling_steps": 20,
+            "solver": "dpm++",
+            "unet": {
+                "in_channels": 48,
+                "out_channels": 48,
+                "channels": (64, 96),
+                "layers": (1, 1),
+                "down_attention": (True, True),
+                "up_attention": (True, True),
+                "heads": (2, 3),
+                "depths": (1, 1),
+                "condition": 64,
+                "groups": 8,
+            },
+            "noise": flat_colours(),
+        }
+    )
+
+
+def mini_pixels() -> ConfigDict:
+    """The smallest, for tests."""
+    return ConfigDict(
+        {
+            "size": 32,
+            "patch": 4,
+            "guidance": 1.5,
+            "sampling_steps": 4,
+            "solver": "dpm++",
+            "unet": {
+                "in_channels": 48,
+                "out_channels": 48,
+                "channels": (8, 16),
+                "layers": (1, 1),
+                "down_attention": (False, True),
+                "up_attention": (False, True),
+                "heads": (1, 2),
+                "depths": (1, 1),
+                "condition": 16,
+                "groups": 4,
+            },
+            "noise": flat_colours(),
+        }
+    )
+
+
+def flat_colours() -> ConfigDict:
+    """A schedule that ends in pure noise: only so can whole pictures come out white."""
+    return ConfigDict(
+        {
+            "beta_schedule": "squaredcos_cap_v2",
+            "prediction": "v_prediction",
+            "spacing": "trailing",
+            "zero_snr": True,
+            "clip": 1.0,
         }
     )

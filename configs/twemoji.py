@@ -1,45 +1,67 @@
 """All of LaVIT on 4,009 drawn pictures, on two CPU cores.
 
 `configs/twemoji.py` is the quickstart (a quarter of an hour); `configs/twemoji.py:full` trains
-the same model for about an hour.
+the same model for about an hour. `configs/twemoji.py:quick,selector_first` trains stage one in the
+other of the two orders the paper's maintainer tells (`common.SCHEDULES`).
 """
 
 from ml_collections import ConfigDict
 
 from . import common, models
 
-TOKENIZER_MODULES = ("selector", "merger", "quantizer", "decoder", "pixel_head")
+BUT_SELECTOR = ("merger", "quantizer", "decoder", "pixel_head")
+TOKENIZER_MODULES = ("selector", *BUT_SELECTOR)
 
 
 def get_config(arg: str = "quick") -> ConfigDict:
-    """`arg`: "quick" or "full"."""
-    scale = {"quick": 1.0, "full": 4.5}.get(arg)
+    """`arg`: "quick" or "full", then "," and one of `common.SCHEDULES` if not "together"."""
+    size, _, order = arg.partition(",")
+    scale = {"quick": 1.0, "full": 4.5}.get(size)
     if scale is None:
         raise ValueError(f"arg must be 'quick' or 'full', got {arg!r}")
-    config = ConfigDict({"name": f"twemoji-{arg}", "seed": 0})
+    config = ConfigDict({"name": f"twemoji-{arg.replace(',', '-')}", "seed": 0})
     config.model = models.twemoji()
     config.data = common.data()
     config.update(common.run())
-    # Stage zero trains the encoder; stage one is schedule (b) of the paper's maintainer: selector
-    # and merger without quantization, then everything with it; stage two is the unified model.
-    config.schedule = ("encoder", "select", "quantize", "unified")
+    # Stage zero trains the encoder; stage one has one of two orders; stage two
+    # is the unified model.
+    config.schedule = common.schedule(order or "together")
     config.phases = {
         "encoder": {
             "objective": "contrastive",
-            "steps": int(900 * scale),
+            "steps": int(500 * scale),
             "batch_size": 96,
-            "modules": ("encoder", "text_tower", "contrastive"),
+            "modules": ("encoder", "text_tower", "contrastive", "pixel_head"),
+            "pixel_weight": 4.0,  # of the patches' linear readout, which keeps features local
+            # Against features that all lie along a few directions, in which place and detail
+            # are lost and every reconstruction seems good.
+            "alike_weight": 5.0,
             "optimizer": common.optimizer(1.5e-3, b2=0.95, weight_decay=0.05, warmup=50),
         },
-        "select": tokenizer_phase(int(500 * scale), quantize=False),
-        "quantize": tokenizer_phase(int(700 * scale), quantize=True),
+        "select": tokenizer_phase(int(200 * scale), quantize=False),
+        "quantize": tokenizer_phase(int(800 * scale), quantize=True),
+        # The same steps in all, for "selector_first".
+        "reconstruct": {
+            **tokenizer_phase(int(100 * scale), quantize=False),
+            "modules": BUT_SELECTOR,
+            "selection": "random",
+        },
+        "selector_alone": {
+            **tokenizer_phase(int(100 * scale), quantize=False),
+            "modules": ("selector",),
+        },
+        "quantize_rest": {
+            **tokenizer_phase(int(800 * scale), quantize=True),
+            "modules": BUT_SELECTOR,
+            "selection": "greedy",
+        },
         "unified": {
             "objective": "unified",
-            "steps": int(1000 * scale),
+            "steps": int(1600 * scale),
             "batch_size": 8,  # rows of data.row_length tokens
             "modules": ("conditioner", "llm"),
             # SEED's values but for the learning rate, which suits a small model.
-            "optimizer": common.optimizer(2e-3, b2=0.95, weight_decay=0.05, warmup=60),
+            "optimizer": common.optimizer(3e-3, b2=0.95, weight_decay=0.05, warmup=60),
         },
     }
     return config
@@ -51,17 +73,22 @@ def tokenizer_phase(steps: int, *, quantize: bool) -> ConfigDict:
         {
             "objective": "tokenizer",
             "steps": steps,
-            "batch_size": 48,
+            "batch_size": 24,
             "modules": TOKENIZER_MODULES,
             "quantize": quantize,
-            "selection": "sample",  # straight-through Gumbel; "greedy" with a frozen selector
+            # Straight-through Gumbel; "greedy" with a frozen selector, "random" without one.
+            "selection": "sample",
             "kept_share": 1 / 3,  # rho
             "share_weight": 2.0,  # lambda
             # Ours (0 is the paper): makes decisions certain within a few hundred steps, so that
-            # greedy decisions keep the share that sampled ones were trained for.
-            "entropy_weight": 0.1,
+            # greedy decisions keep the share that sampled ones were trained for. Lower before
+            # quantizing: decisions made before the decoder reads codes are the same for all.
+            "entropy_weight": 0.1 if quantize else 0.03,
             "commitment": 1.0,  # borrowed (BEiT-2)
-            "pixel_weight": 1.0,  # of the one-pass pixel head, which never changes x_rec
+            "pixel_weight": 2.0,  # of the one-pass pixel head
+            # Share of the pixel head's gradient that goes on to the codes. The paper's tokenizer
+            # learns from features alone (0); so small a one learns sooner from pixels too (ours).
+            "pixel_gradient": 1.0,
             "optimizer": common.optimizer(1.5e-3, b2=0.99, weight_decay=0.05, warmup=50),
         }
     )

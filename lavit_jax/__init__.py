@@ -12,16 +12,16 @@ __all__ = ["load"]
 
 
 def load(workdir: str | os.PathLike[str]) -> Lavit:
-    """Loads a training run's newest checkpoint for inference.
+    """Loads a training run's newest checkpoint, or a converted one, for inference.
 
     Args:
-      workdir: the run's directory.
+      workdir: the run's directory, or one made by `lavit convert`.
 
     Returns:
-      An object with `tokenize`, `caption`, `answer` and `draw`; see `inference.api.Lavit`.
+      An object with `tokenize`, `caption`, `answer`, `draw` and more; see `inference.api.Lavit`.
 
     Raises:
-      UserError: no such run, or it has no readable checkpoint.
+      UserError: no such directory, or it has no readable checkpoint.
     """
     from lavit_jax.inference import api  # jax is imported when it is needed
 

@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 from lavit_jax.clock import Clock
 from lavit_jax.config import load_config
 from lavit_jax.data import pipeline
+from lavit_jax.data.datasets import TWEMOJI
+from lavit_jax.errors import UserError
 from lavit_jax.evaluation import twemoji
 from lavit_jax.evaluation.twemoji import Evaluation, Pictures
 from lavit_jax.inference import api
@@ -44,6 +46,11 @@ def run(workdir: Path, spec: str, overrides: Sequence[str] = ()) -> Path:
       UserError: a config or work directory that cannot work.
     """
     config = load_config(spec, overrides)
+    if config.data.dataset != TWEMOJI:
+        raise UserError(
+            f"the quickstart measures itself on twemoji, not on {config.data.dataset}: use "
+            "`lavit train`"
+        )
     claim_workdir(config, workdir)
     report = workdir / "report" / "index.html"
     if report.is_file():
@@ -57,6 +64,10 @@ def run(workdir: Path, spec: str, overrides: Sequence[str] = ()) -> Path:
             api.load(workdir),
             *splits,
             train_captions=config.evaluation.train_captions,
+            drawing={
+                "guidance": config.evaluation.guidance,
+                "temperature": config.evaluation.temperature,
+            },
             seed=config.seed,
             say=_say,
         )

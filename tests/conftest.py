@@ -4,9 +4,11 @@ import atexit
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import hypothesis
 import jaxtyping
+import pytest
 
 DEVICES = "--xla_force_host_platform_device_count"
 
@@ -39,3 +41,13 @@ CHECKED = (
     "lavit_jax.training",
 )
 jaxtyping.install_import_hook(CHECKED, "shape_check.check")
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set, prepared once for all tests."""
+    from lavit_jax.data import twemoji
+
+    folder = tmp_path_factory.mktemp("data")
+    twemoji.prepare(folder)
+    return folder

@@ -12,9 +12,9 @@ from lavit_jax.models.lavit import Modules
 TEXT_VOCAB = 300
 
 
-def mini_config(*overrides: str) -> ConfigDict:
+def mini_config(*overrides: str, config: str = "configs/mini.py") -> ConfigDict:
     """`configs/mini.py` with overrides."""
-    return configs.load_config("configs/mini.py", overrides)
+    return configs.load_config(config, overrides)
 
 
 @functools.cache

@@ -5,8 +5,14 @@ from __future__ import annotations
 import argparse
 
 from lavit_jax.cli.common import (
+    TEXT_FIELDS,
     add_json,
+    add_preset,
+    add_seed,
+    add_select,
+    add_text,
     add_workdir,
+    given,
     load_images,
     load_model,
     nonblank,
@@ -24,6 +30,10 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", metavar="IMG", help="a picture, of any common format")
     parser.add_argument("questions", nargs="+", metavar="QUESTION", help="about the picture")
+    add_select(parser)
+    add_preset(parser)
+    add_text(parser)
+    add_seed(parser, "samples")
     add_workdir(parser)
     add_json(parser)
 
@@ -33,7 +43,14 @@ def run(args: argparse.Namespace) -> None:
     images = load_images([args.image])
     model = load_model(args.workdir)
     with working("answering"):
-        answers = model.answer(images * len(questions), questions)
+        answers = model.answer(
+            images * len(questions),
+            questions,
+            select=args.select,
+            seed=args.seed,
+            preset=args.preset,
+            **given(args, TEXT_FIELDS),
+        )
     if args.json:
         pairs = zip(questions, answers, strict=True)
         found = [{"question": question, "answer": answer} for question, answer in pairs]

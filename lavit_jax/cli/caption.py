@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from lavit_jax.cli.common import (
+    TEXT_FIELDS,
     add_json,
+    add_preset,
+    add_seed,
+    add_select,
+    add_text,
     add_workdir,
+    given,
     load_images,
     load_model,
     number,
@@ -18,6 +25,7 @@ EXAMPLES = """\
 examples:
   lavit caption cat.png dog.jpg
   lavit caption cat.png --prompt "a cat with" --json
+  lavit caption cat.png --beams 5 --n-best 3
 """
 
 
@@ -27,12 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt", default="", metavar="TEXT", help="how the caption begins (default: anyhow)"
     )
     parser.add_argument(
-        "--beams",
+        "--n-best",
         type=number(int, 1),
-        default=2,
+        default=1,
         metavar="N",
-        help="of the beam search; 1 is greedy (default: 2)",
+        help="captions of each picture, at most as many as beams (default: 1)",
     )
+    add_select(parser)
+    add_preset(parser)
+    add_text(parser)
+    add_seed(parser, "samples")
     add_workdir(parser)
     add_json(parser)
 
@@ -40,11 +52,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     images = load_images(args.images)
     model = load_model(args.workdir)
+    prompt = args.prompt.strip()
     with working("captioning"):
-        captions = model.caption(images, prompt=args.prompt.strip(), beams=args.beams)
+        said = model.complete(
+            [[image, prompt] for image in images],
+            n_best=args.n_best,
+            select=args.select,
+            seed=args.seed,
+            preset=args.preset,
+            **given(args, TEXT_FIELDS),
+        )
     if args.json:
-        pairs = zip(args.images, captions, strict=True)
-        print_json({"captions": [{"image": path, "caption": text} for path, text in pairs]})
+        print_json({"captions": [_entry(*pair, args) for pair in zip(args.images, said)]})
         return
-    for path, text in zip(args.images, captions, strict=True):
-        print(text if len(captions) == 1 else f"{path}: {text}")
+    for path, texts in zip(args.images, said, strict=True):
+        for number_, (text, score) in enumerate(texts):
+            line = text if args.n_best == 1 else f"{number_ + 1} ({score:.2f}) {text}"
+            print(line if len(said) == 1 else f"{path}: {line}")
+
+
+def _entry(path: str, texts: Any, args: argparse.Namespace) -> dict[str, Any]:
+    entry: dict[str, Any] = {"image": path, "caption": texts[0].text}
+    if args.n_best > 1:
+        entry["n_best"] = [{"caption": text, "score": score} for text, score in texts]
+    return entry

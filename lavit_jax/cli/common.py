@@ -44,8 +44,109 @@ def add_workdir(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=default_workdir(),
         metavar="DIR",
-        help="of the training run (default: $LAVIT_WORKDIR or workdir/quickstart)",
+        help="of the training run, or a converted checkpoint "
+        "(default: $LAVIT_WORKDIR or workdir/quickstart)",
     )
+
+
+SELECT_HELP = (
+    "which patches become tokens: greedy, threshold=0.5, sample or top=K, a budget of K for each "
+    "picture; sample is what the published code does at inference (default: greedy)"
+)
+PRESETS = ("own", "published", "fid", "fid-appendix")
+DECODERS = ("onepass", "lowres", "highres")
+
+
+def add_select(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--select", default="greedy", metavar="HOW", help=SELECT_HELP)
+
+
+def add_seed(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--seed", type=number(int, 0), default=0, help=f"same seed, same {what} (default: 0)"
+    )
+
+
+def add_preset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="where settings that are not given come from (default: the model's own)",
+    )
+
+
+def add_decoder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--decoder",
+        choices=DECODERS,
+        help="what makes pixels of visual ids (default: the first the model has)",
+    )
+    parser.add_argument(
+        "--decoder-guidance",
+        type=number(float, 0),
+        metavar="SCALE",
+        help="guidance of a diffusion decoder (default: its own)",
+    )
+    parser.add_argument(
+        "--decoder-steps",
+        type=number(int, 1),
+        metavar="N",
+        help="steps of a diffusion decoder (default: its own)",
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser, temperature: str) -> None:
+    """How one token is chosen; what is not given is the preset's."""
+    for flag, low, metavar, text in (
+        ("--temperature", 0.0, "T", temperature),
+        ("--top-p", 0.0, "P", "sample among the likeliest ids of this probability together"),
+        ("--repetition-penalty", 0.0, "X", "divide scores of ids chosen before; 1 is none"),
+    ):
+        parser.add_argument(flag, type=number(float, low), metavar=metavar, help=text)
+    parser.add_argument(
+        "--top-k", type=number(int, 1), metavar="K", help="sample among the K likeliest ids"
+    )
+
+
+def add_text(parser: argparse.ArgumentParser) -> None:
+    """How text is written; what is not given is the preset's."""
+    parser.add_argument(
+        "--beams", type=number(int, 1), metavar="N", help="of the beam search; 1 is greedy"
+    )
+    parser.add_argument(
+        "--min-new", type=number(int, 0), metavar="N", help="tokens before the text may end"
+    )
+    parser.add_argument("--max-new", type=number(int, 1), metavar="N", help="the most tokens")
+    parser.add_argument(
+        "--length-penalty",
+        type=number(float, float("-inf")),
+        metavar="X",
+        help="of the beam search: scores are divided by length to this power",
+    )
+    parser.add_argument(
+        "--early-stopping",
+        action=argparse.BooleanOptionalAction,
+        help="end the beam search once as many beams have ended as there are",
+    )
+    add_sampling(parser, "sample at this temperature instead of searching beams")
+
+
+TEXT_FIELDS = (
+    "beams",
+    "min_new",
+    "max_new",
+    "length_penalty",
+    "early_stopping",
+    "temperature",
+    "top_k",
+    "top_p",
+    "repetition_penalty",
+)
+
+
+def given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """Those of the named arguments that were given."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -72,9 +173,10 @@ def number(kind: Callable[[str], Any], low: float) -> Callable[[str], Any]:
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not low <= value < float("inf"):
+        if value is None or not low <= value < float("inf") or value == float("-inf"):
             what = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"takes {what} of at least {low:g}, got {text!r}")
+            least = "" if low == float("-inf") else f" of at least {low:g}"
+            raise argparse.ArgumentTypeError(f"takes {what}{least}, got {text!r}")
         return value
 
     return parse
@@ -104,15 +206,15 @@ def load_images(paths: Sequence[str]) -> list[np.ndarray]:
 
 
 def load_model(workdir: Path) -> Lavit:
-    """The trained model of a work directory.
+    """The model of a work directory, or of a converted checkpoint.
 
     Raises:
       UserError: there is none.
     """
-    if not (workdir / "config.json").is_file():
+    if not any((workdir / name).is_file() for name in ("config.json", "model.json")):
         raise UserError(
             f"{workdir} has no trained model: run `lavit quickstart` first, or name a training "
-            "run's directory with --workdir"
+            "run's or a converted checkpoint's directory with --workdir"
         )
     import lavit_jax
 

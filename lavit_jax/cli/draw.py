@@ -10,10 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from lavit_jax.cli.common import (
+    add_decoder,
     add_json,
     add_out,
+    add_preset,
+    add_sampling,
+    add_seed,
+    add_select,
     add_workdir,
     distinct,
+    given,
     load_images,
     load_model,
     make_directory,
@@ -28,7 +34,22 @@ EXAMPLES = """\
 examples:
   lavit draw "waving hand dark skin tone"
   lavit draw "red apple" "green apple" --n 9 --guidance 6 --seed 1 --out apples
+  lavit draw "a green apple" --image red-apple.png --best-of 4
 """
+
+FIELDS = (
+    "guidance",
+    "temperature",
+    "top_k",
+    "top_p",
+    "repetition_penalty",
+    "min_ids",
+    "max_ids",
+    "best_of",
+    "decoder",
+    "decoder_guidance",
+    "decoder_steps",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,25 +67,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance",
         type=number(float, 0),
-        default=4.0,
         metavar="SCALE",
-        help="how closely to follow the prompt; 1 is no guidance (default: 4)",
+        help="how closely to follow the prompt; 1 is no guidance (default: 4, with pictures 5)",
+    )
+    add_sampling(parser, "of sampling; 0 is greedy (default: 1)")
+    parser.add_argument(
+        "--min-ids", type=number(int, 0), metavar="N", help="visual ids of a drawing at least"
     )
     parser.add_argument(
-        "--temperature",
-        type=number(float, 0),
-        metavar="T",
-        help="of sampling; 0 is greedy (default: the model's)",
+        "--max-ids", type=number(int, 1), metavar="N", help="visual ids of a drawing at most"
     )
     parser.add_argument(
-        "--top-k",
+        "--best-of",
         type=number(int, 1),
-        metavar="K",
-        help="sample among the K likeliest ids (default: the model's)",
+        metavar="N",
+        help="draw N for each picture and keep the one its words are likeliest for",
     )
-    parser.add_argument(
-        "--seed", type=number(int, 0), default=0, help="same seed, same pictures (default: 0)"
-    )
+    add_select(parser)
+    add_preset(parser)
+    add_decoder(parser)
+    add_seed(parser, "pictures")
     add_workdir(parser)
     add_out(parser, "drawings", "the pictures")
     add_json(parser)
@@ -75,14 +97,15 @@ def run(args: argparse.Namespace) -> None:
     images = load_images(args.images) if args.images else None
     out = make_directory(args.out)
     model = load_model(args.workdir)
-    chosen = {
-        name: getattr(args, name)
-        for name in ("temperature", "top_k")
-        if getattr(args, name) is not None
-    }
     with working("drawing"):
         drawn = model.draw(
-            prompts, images=images, n=args.n, guidance=args.guidance, seed=args.seed, **chosen
+            prompts,
+            images=images,
+            n=args.n,
+            select=args.select,
+            seed=args.seed,
+            preset=args.preset,
+            **given(args, FIELDS),
         )
 
     from lavit_jax.report import figures
@@ -99,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
             figures.save_png(Path(result["sheet"]), figures.contact_sheet(list(pictures)))
         results.append(result)
     if args.json:
-        print_json({"seed": args.seed, "guidance": args.guidance, "drawings": results})
+        print_json({"seed": args.seed, "settings": given(args, FIELDS), "drawings": results})
         return
     for result in results:
         print(*result["images"], *([result["sheet"]] if "sheet" in result else []), sep="\n")

@@ -9,7 +9,21 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from lavit_jax import allocator
-from lavit_jax.cli import answer, caption, draw, parity, plan, quickstart, tokenize, train
+from lavit_jax.cli import (
+    answer,
+    caption,
+    convert,
+    data,
+    draw,
+    parity,
+    plan,
+    quickstart,
+    reconstruct,
+    score,
+    tokenize,
+    tokenize_dataset,
+    train,
+)
 from lavit_jax.cli.common import Command
 
 # Modules of one command each, in the order of `lavit --help`; none imports jax before it runs.
@@ -17,9 +31,14 @@ COMMANDS: tuple[Command, ...] = (
     quickstart,
     train,
     tokenize,
+    reconstruct,
     caption,
     answer,
+    score,
     draw,
+    data,
+    tokenize_dataset,
+    convert,
     parity,
     plan,
 )
@@ -67,7 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     helps = {_name(command): (command.__doc__ or "").strip() for command in COMMANDS}
     # Our own list: argparse breaks the line after the longest name.
-    listed = "\n".join(f"  {name:11} {_first_line(text)}" for name, text in helps.items())
+    listed = "\n".join(f"  {name:16} {_first_line(text)}" for name, text in helps.items())
     parser = _Parser(
         prog="lavit",
         usage="lavit [-h] [--version] COMMAND ...",
@@ -92,7 +111,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _name(command: Command) -> str:
-    return command.__name__.rpartition(".")[2]
+    return command.__name__.rpartition(".")[2].replace("_", "-")
 
 
 def _first_line(text: str) -> str:
@@ -113,11 +132,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides = rest  # --config.field=value; the config says which fields there are
     elif rest:
         args.sub.error(f"unrecognized arguments: {' '.join(rest)}")
-    allocator.keep_freed_memory()
+    if args.run is not convert.run:  # which uses large blocks once, and should give them back
+        allocator.keep_freed_memory()
     try:
         return args.run(args) or 0
     except KeyboardInterrupt:
-        hint = "; run the same command again to go on" if "overrides" in args else ""
+        hint = "; run the same command again to go on" if "resumes" in args else ""
         print(f"\nlavit: stopped{hint}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""Train everything on drawn pictures, measure it, write a report.
+"""Train everything on drawings, measure it, write a report.
 
 Stopped at any time, it goes on where it was when it is run again. Any field of the config can be
 changed with --config.FIELD=VALUE.
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the experiment (default: {DEFAULT_CONFIG})",
     )
     add_json(parser)
-    parser.set_defaults(overrides=[])
+    parser.set_defaults(overrides=[], resumes=True)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Turn pictures into visual ids, and show which patches they keep.
+"""Turn pictures into visual ids and show which patches are kept.
 
 Writes STEM.kept.png for each picture: kept patches as they are, dropped ones washed out.
 """
@@ -11,6 +11,8 @@ from pathlib import Path
 from lavit_jax.cli.common import (
     add_json,
     add_out,
+    add_seed,
+    add_select,
     add_workdir,
     distinct,
     load_images,
@@ -23,12 +25,14 @@ from lavit_jax.cli.common import (
 EXAMPLES = """\
 examples:
   lavit tokenize cat.png dog.jpg --out overlays
-  lavit tokenize cat.png --json
+  lavit tokenize cat.png --select top=32 --json
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMG", help="a picture, of any common format")
+    add_select(parser)
+    add_seed(parser, "sampled patches")
     add_workdir(parser)
     add_out(parser, ".", "the overlays")
     add_json(parser)
@@ -39,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     out = make_directory(args.out)
     model = load_model(args.workdir)
     with working("tokenizing"):
-        found = model.tokenize(images)
+        found = model.tokenize(images, select=args.select, seed=args.seed)
 
     from lavit_jax.report import figures
 

@@ -14,6 +14,8 @@ EXAMPLES = """\
 examples:
   lavit train --config configs/mini.py --workdir workdir/mini
   lavit train --config configs/twemoji.py:full --workdir workdir/full --config.seed=1
+  lavit train --config configs/twemoji_pixels.py --workdir workdir/pixels \
+      --config.start_from=workdir/quickstart
 """
 
 
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="gets everything: data, checkpoints, metrics (default: $LAVIT_WORKDIR)",
     )
-    parser.set_defaults(overrides=[])
+    parser.set_defaults(overrides=[], resumes=True)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -45,4 +47,8 @@ def run(args: argparse.Namespace) -> None:
 
     start()
     train(config, args.workdir)
+    if config.get("start_from"):
+        from lavit_jax import pixel_report
+
+        pixel_report.add(args.workdir)
     print(f"done: {args.workdir}", file=sys.stderr)

@@ -7,12 +7,34 @@ without changing them, so that writing back what was read gives the same bits.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 Shape = tuple[int, ...]
+
+
+class Transform(Protocol):
+    """How a published tensor becomes arrays of ours, and back."""
+
+    @property
+    def published(self) -> Shape:
+        """Shape of the published tensor."""
+        ...
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Shape of each of our arrays."""
+        ...
+
+    def split(self, tensor: np.ndarray) -> list[np.ndarray]:
+        """The published tensor as our arrays."""
+        ...
+
+    def join(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Exact inverse of `split`."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +55,17 @@ class Form:
     order: tuple[int, ...]
     ours: Shape
 
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        return (self.ours,) * self.parts
+
     def split(self, tensor: np.ndarray) -> list[np.ndarray]:
-        """The published tensor as our arrays."""
         pieces = np.split(tensor, self.parts) if self.parts > 1 else [tensor]
         return [
             piece.reshape(self.view).transpose(self.order).reshape(self.ours) for piece in pieces
         ]
 
     def join(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Exact inverse of `split`."""
         permuted = tuple(self.view[axis] for axis in self.order)
         back = np.argsort(self.order)
         piece = (self.published[0] // self.parts, *self.published[1:])
@@ -49,9 +73,100 @@ class Form:
         return np.ascontiguousarray(np.concatenate(pieces) if self.parts > 1 else pieces[0])
 
 
+@dataclasses.dataclass(frozen=True)
+class Tied:
+    """An embedding [V, E] that is the head too: as it is, and as a kernel [E, V].
+
+    Attributes:
+      published: shape of the embedding.
+    """
+
+    published: Shape
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        return self.published, self.published[::-1]
+
+    def split(self, tensor: np.ndarray) -> list[np.ndarray]:
+        return [tensor, tensor.T]
+
+    def join(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        return np.ascontiguousarray(arrays[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Grown:
+    """A vocabulary that gains rows for what the published model has no words for.
+
+    Attributes:
+      rows: of the published tensor; those after them are created.
+      form: of the tensor with all rows.
+      seed: of the created rows.
+    """
+
+    rows: int
+    form: Transform
+    seed: int
+
+    @property
+    def published(self) -> Shape:
+        return (self.rows, *self.form.published[1:])
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        return self.form.shapes
+
+    def split(self, tensor: np.ndarray) -> list[np.ndarray]:
+        whole = np.empty(self.form.published, np.float32)
+        whole[: self.rows] = tensor
+        whole[self.rows :] = created_rows(whole[: self.rows], len(whole) - self.rows, self.seed)
+        return self.form.split(whole)
+
+    def join(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        return np.ascontiguousarray(self.form.join(arrays)[: self.rows])
+
+
+def created_rows(rows_TE: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Random rows with the mean and the spread of those there, each dimension by itself.
+
+    Args:
+      rows_TE: float32 [T, E].
+      count: how many to create.
+      seed: the same seed gives the same rows.
+
+    Returns:
+      float32 [count, E].
+    """
+    mean = rows_TE.mean(axis=0, dtype=np.float64)
+    # Some rows at a time: a float64 copy of a 7B model's embedding is 1 GB.
+    square = sum(
+        ((rows_TE[start : start + 1024] - mean) ** 2).sum(axis=0)
+        for start in range(0, len(rows_TE), 1024)
+    )
+    spread = np.sqrt(square / len(rows_TE))
+    made = np.random.default_rng(seed).standard_normal((count, len(mean)), np.float32)
+    made *= spread.astype(np.float32)
+    made += mean.astype(np.float32)
+    return made
+
+
+LinearForm = Callable[[int, int], Form]
+
+
 def linear(inputs: int, outputs: int) -> Form:
     """torch's Linear weight [out, in] to a kernel [in, out]."""
     return Form((outputs, inputs), 1, (outputs, inputs), (1, 0), (inputs, outputs))
+
+
+def pointwise(inputs: int, outputs: int) -> Form:
+    """1x1 convolution [out, in, 1, 1] to a kernel [in, out]."""
+    return Form((outputs, inputs, 1, 1), 1, (outputs, inputs), (1, 0), (inputs, outputs))
+
+
+def convolution(inputs: int, outputs: int, size: int) -> Form:
+    """Convolution [out, in, s, s] to a kernel [s, s, in, out]."""
+    shape = (outputs, inputs, size, size)
+    return Form(shape, 1, shape, (2, 3, 1, 0), (size, size, inputs, outputs))
 
 
 def same(*shape: int) -> Form:
@@ -103,7 +218,7 @@ class Entry:
 
     name: str
     paths: tuple[str, ...]
-    form: Form
+    form: Transform
     blocks: int = 0
     group: str = ""
 
@@ -115,9 +230,11 @@ class Entry:
         return [self.name.format(i=i) for i in range(self.blocks)]
 
     @property
-    def shape(self) -> Shape:
+    def shapes(self) -> tuple[Shape, ...]:
         """Shape of each of our arrays, stacked."""
-        return (self.blocks, *self.form.ours) if self.blocks else self.form.ours
+        if not self.blocks:
+            return self.form.shapes
+        return tuple((self.blocks, *shape) for shape in self.form.shapes)
 
 
 Table = tuple[Entry, ...]
@@ -157,6 +274,11 @@ def places(table: Table) -> dict[str, Place]:
     }
 
 
+def arrays_of(table: Table) -> dict[str, Shape]:
+    """Path of each of our arrays to its shape, stacked."""
+    return {path: shape for e in table for path, shape in zip(e.paths, e.shapes)}
+
+
 class Piece(NamedTuple):
     """One array of ours, or one block's slice of it, as it comes from the source."""
 
@@ -181,7 +303,7 @@ def pieces(table: Table, tensors: Iterable[tuple[str, np.ndarray]]) -> Iterator[
 
 def assemble(table: Table, parts: Iterable[Piece], dtype: Any = np.float32) -> dict[str, Any]:
     """Pieces to a nested dict of whole arrays of one dtype."""
-    shapes = {path: entry.shape for entry in table for path in entry.paths}
+    shapes = arrays_of(table)
     tree: dict[str, Any] = {}
     for path, block, value in parts:
         *parents, leaf = path.split("/")
@@ -202,16 +324,24 @@ def published(table: Table, tree: Mapping[str, Any]) -> Iterator[tuple[str, np.n
 
     Entries of an optional group that the tree does not hold are left out.
     """
-    for entry in table:
-        arrays = [_find(tree, path) for path in entry.paths]
-        if entry.group and all(array is None for array in arrays):
+    for name, place in places(table).items():
+        if place.entry.group and all(_find(tree, path) is None for path in place.entry.paths):
             continue
-        absent = [p for p, array in zip(entry.paths, arrays) if array is None]
-        if absent:
-            raise ValueError(f"parameter tree: {absent[0]!r} is missing, needed for {entry.name!r}")
-        for i, name in enumerate(entry.names):
-            ours = [np.asarray(a[i] if entry.blocks else a) for a in arrays]
-            yield name, entry.form.join(ours)
+        yield name, tensor(name, place, tree)
+
+
+def tensor(name: str, place: Place, tree: Mapping[str, Any]) -> np.ndarray:
+    """One published tensor from our tree, whose leaves may read themselves when indexed.
+
+    Raises:
+      ValueError: the tree lacks an array it is made of.
+    """
+    entry, block = place
+    arrays = [_find(tree, path) for path in entry.paths]
+    absent = [p for p, array in zip(entry.paths, arrays) if array is None]
+    if absent:
+        raise ValueError(f"parameter tree: {absent[0]!r} is missing, needed for {name!r}")
+    return entry.form.join([np.asarray(a if block is None else a[block]) for a in arrays])
 
 
 def _find(tree: Mapping[str, Any], path: str) -> Any:

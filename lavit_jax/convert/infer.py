@@ -9,9 +9,11 @@ import dataclasses
 import difflib
 import math
 import re
+import types
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lavit_jax.convert.names import CLIP_PREFIX
 from lavit_jax.convert.read import Tensors
 from lavit_jax.errors import UserError
 from lavit_jax.models.config import (
@@ -25,6 +27,9 @@ from lavit_jax.models.config import (
     SelectorConfig,
     TextTowerConfig,
 )
+
+if TYPE_CHECKING:
+    from lavit_jax.convert.pixel_infer import PixelParts
 
 PUBLISHED_HEAD_DIM = 88
 PUBLISHED_MLP_RATIO = 4.3637
@@ -55,11 +60,17 @@ class Sizes(NamedTuple):
       config: of the model.
       conditions: of the pixel decoders' condition heads.
       tied: the language model's head is its embedding and not stored again.
+      text_only: the language model is a plain Llama, without rows for anything visual.
+      encoder_prefix: before the encoder's names; not empty in a plain EVA-CLIP.
+      pixels: sizes of the pixel decoders, by "lowres" and "highres".
     """
 
     config: LavitConfig
     conditions: Conditions
     tied: bool = False
+    text_only: bool = False
+    encoder_prefix: str = ""
+    pixels: Mapping[str, PixelParts] = types.MappingProxyType({})
 
 
 def shape_of(tensors: Tensors, name: str, *axes: str) -> tuple[int, ...]:
@@ -110,7 +121,8 @@ def vision_heads(width: int, given: int | None, where: object) -> int:
         if width % PUBLISHED_HEAD_DIM:
             raise UserError(
                 f"{where}: the number of heads is not in the weights; for width {width} "
-                f"(no multiple of {PUBLISHED_HEAD_DIM}) give it as 'heads' in reference_config.json"
+                f"(no multiple of {PUBLISHED_HEAD_DIM}) give it with --heads or as 'heads' in "
+                "reference_config.json"
             )
         return width // PUBLISHED_HEAD_DIM
     if given < 1 or width % given:
@@ -118,24 +130,24 @@ def vision_heads(width: int, given: int | None, where: object) -> int:
     return given
 
 
-def encoder(tensors: Tensors, heads: int | None) -> EncoderConfig:
-    """From `eva_vitg_psz14.bin`."""
-    width, _, patch, _ = shape_of(tensors, "patch_embed.proj.weight", "D", "3", "p", "p")
-    _, tokens, _ = shape_of(tensors, "pos_embed", "1", "1 + N", "D")
+def encoder(tensors: Tensors, heads: int | None, prefix: str = "") -> EncoderConfig:
+    """From `eva_vitg_psz14.bin`, or a plain EVA-CLIP with its prefix."""
+    width, _, patch, _ = shape_of(tensors, f"{prefix}patch_embed.proj.weight", "D", "3", "p", "p")
+    _, tokens, _ = shape_of(tensors, f"{prefix}pos_embed", "1", "1 + N", "D")
     grid = math.isqrt(tokens - 1)
     if grid**2 != tokens - 1:
         raise UserError(
-            f"{tensors.path}: tensor 'pos_embed' has {tokens} positions, "
+            f"{tensors.path}: tensor '{prefix}pos_embed' has {tokens} positions, "
             "expected [CLS] and a square number of patches"
         )
-    hidden, _ = shape_of(tensors, "blocks.0.mlp.fc1.weight", "hidden", "D")
+    hidden, _ = shape_of(tensors, f"{prefix}blocks.0.mlp.fc1.weight", "hidden", "D")
     # A release without the head keeps the published width of the embedding.
     embed_dim = EncoderConfig.embed_dim
-    if "head.weight" in tensors.infos:
-        embed_dim, _ = shape_of(tensors, "head.weight", "F", "D")
+    if f"{prefix}head.weight" in tensors.infos:
+        embed_dim, _ = shape_of(tensors, f"{prefix}head.weight", "F", "D")
     return EncoderConfig(
         width=width,
-        depth=depth_of(tensors),
+        depth=depth_of(tensors, prefix),
         heads=vision_heads(width, heads, tensors.path),
         mlp_ratio=mlp_ratio(width, hidden),
         image_size=grid * patch,
@@ -192,8 +204,21 @@ def conditions(lowres: Tensors | None, highres: Tensors | None, heads: int | Non
     return Conditions(**found)
 
 
-def llama(tensors: Tensors, settings: Mapping[str, Any], where: object, codes: int) -> LlamaConfig:
-    """From the language model's weights and its config.json (`settings`, read from `where`).
+def llama(
+    tensors: Tensors,
+    settings: Mapping[str, Any],
+    where: object,
+    codes: int,
+    text_only: bool = False,
+) -> LlamaConfig:
+    """From the language model's weights and its config.json.
+
+    Args:
+      tensors: the weights.
+      settings: the config.
+      where: it was read from.
+      codes: K.
+      text_only: see `Sizes`.
 
     Raises:
       UserError: the config asks for what LaVIT's Llama has not, or lacks a needed field.
@@ -203,11 +228,11 @@ def llama(tensors: Tensors, settings: Mapping[str, Any], where: object, codes: i
     hidden, _ = shape_of(tensors, "model.layers.0.mlp.gate_proj.weight", "hidden", "E")
     query, _ = shape_of(tensors, "model.layers.0.self_attn.q_proj.weight", "H * d", "E")
     heads = _field(settings, "num_attention_heads", where)
-    if vocab - 2 - codes < 1:
+    text_vocab = vocab if text_only else vocab - 2 - codes
+    if text_vocab < 1:
         raise UserError(
             f"{tensors.path}: {vocab} ids leave no text beside [IMG], [/IMG] and {codes} codes"
         )
-    text_vocab = vocab - 2 - codes
     return LlamaConfig(
         width=width,
         depth=depth_of(tensors),
@@ -227,6 +252,17 @@ def _field(settings: Mapping[str, Any], key: str, where: object) -> Any:
     if settings.get(key) is None:
         raise UserError(f"{where}: {key!r} is missing, expected a number")
     return settings[key]
+
+
+def vocabulary(tensors: Tensors) -> int:
+    """Rows of the language model's embedding."""
+    return shape_of(tensors, "model.embed_tokens.weight", "V", "E")[0]
+
+
+def encoder_prefix(tensors: Tensors) -> str:
+    """What stands before the encoder's names."""
+    found = f"{CLIP_PREFIX}patch_embed.proj.weight" in tensors.infos
+    return CLIP_PREFIX if found else ""
 
 
 def tied(tensors: Tensors, settings: Mapping[str, Any]) -> bool:

@@ -21,23 +21,27 @@ from lavit_jax.models.config import (
 )
 
 CODEBOOK_PATH = "codebook/codes"
+# A plain EVA-CLIP is an image tower under this prefix, and a text tower that LaVIT has no use for.
+CLIP_PREFIX = "visual."
 # Derived from the config; old Llama files carry it.
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 
 
-def _linear(name: str, path: str, inputs: int, outputs: int) -> Iterator[Entry]:
+def linear(name: str, path: str, inputs: int, outputs: int) -> Iterator[Entry]:
+    """A linear layer with bias."""
     yield Entry(f"{name}.weight", (f"{path}/kernel",), forms.linear(inputs, outputs))
     yield Entry(f"{name}.bias", (f"{path}/bias",), forms.same(outputs))
 
 
-def _norm(name: str, path: str, width: int) -> Iterator[Entry]:
+def norm(name: str, path: str, width: int) -> Iterator[Entry]:
+    """A norm with scale and bias."""
     yield Entry(f"{name}.weight", (f"{path}/norm/scale",), forms.same(width))
     yield Entry(f"{name}.bias", (f"{path}/norm/bias",), forms.same(width))
 
 
 def _mlp(c: TransformerConfig) -> Iterator[Entry]:
-    yield from _linear("mlp.fc1", "mlp/fc1", c.width, c.hidden)
-    yield from _linear("mlp.fc2", "mlp/fc2", c.hidden, c.width)
+    yield from linear("mlp.fc1", "mlp/fc1", c.width, c.hidden)
+    yield from linear("mlp.fc2", "mlp/fc2", c.hidden, c.width)
 
 
 def _merge(name: str, path: str, c: TransformerConfig) -> Iterator[Entry]:
@@ -70,16 +74,16 @@ def _reading_block(
     self_attention: str, cross_attention: str, c: TransformerConfig
 ) -> Iterator[Entry]:
     """The block of the merger and of the decoder; only the names of its attentions differ."""
-    for norm in ("norm0", "norm1", "norm2"):
-        yield from _norm(norm, norm, c.width)
+    for name in ("norm0", "norm1", "norm2"):
+        yield from norm(name, name, c.width)
     yield from _fused_self_attention(self_attention, c)
     yield from _cross_attention(cross_attention, c)
     yield from _mlp(c)
 
 
 def _encoder_block(c: EncoderConfig) -> Iterator[Entry]:
-    yield from _norm("norm1", "norm1", c.width)
-    yield from _norm("norm2", "norm2", c.width)
+    yield from norm("norm1", "norm1", c.width)
+    yield from norm("norm2", "norm2", c.width)
     kernels = ("query/kernel", "key/kernel", "value/kernel")
     yield Entry("attn.qkv.weight", kernels, forms.heads(c.width, c.heads, c.head_dim, parts=3))
     yield Entry("attn.q_bias", ("query/bias",), forms.head_bias(c.heads, c.head_dim))
@@ -99,8 +103,8 @@ def encoder(c: EncoderConfig) -> Table:
         Entry("cls_token", ("cls_token",), forms.reshaped((1, 1, c.width), (c.width,))),
         Entry("pos_embed", ("pos_embed",), forms.reshaped((1, tokens, c.width), (tokens, c.width))),
         *stacked(_encoder_block(c), c.depth, "blocks.{i}.", "blocks/"),
-        *under(_norm("norm", "norm", c.width), group="norm"),
-        *under(_linear("head", "head_proj", c.width, c.embed_dim), group="head"),
+        *under(norm("norm", "norm", c.width), group="norm"),
+        *under(linear("head", "head_proj", c.width, c.embed_dim), group="head"),
     )
 
 
@@ -108,11 +112,11 @@ def selector(c: SelectorConfig) -> Table:
     """`token_predictor.` of `tokenizer_encoder.bin`."""
     half, quarter = c.width // 2, c.width // 4
     return (
-        *_norm("in_conv.0", "norm", c.width),
-        *_linear("in_conv.1", "in_proj", c.width, c.width),
-        *_linear("out_conv.0", "out1", c.width, half),
-        *_linear("out_conv.2", "out2", half, quarter),
-        *_linear("out_conv.4", "out3", quarter, 2),
+        *norm("in_conv.0", "norm", c.width),
+        *linear("in_conv.1", "in_proj", c.width, c.width),
+        *linear("out_conv.0", "out1", c.width, half),
+        *linear("out_conv.2", "out2", half, quarter),
+        *linear("out_conv.4", "out3", quarter, 2),
     )
 
 
@@ -120,17 +124,17 @@ def merger(c: MergerConfig) -> Table:
     """`causal_encoder.` of `tokenizer_encoder.bin` and of `visual_weight.bin`."""
     block = _reading_block("token_causal_attn", "token_cross_attn", c)
     return (
-        *_norm("ln_vision", "ln_vision", c.width),
+        *norm("ln_vision", "ln_vision", c.width),
         *stacked(block, c.depth, "blocks.{i}.", "blocks/"),
-        *_norm("norm", "norm", c.width),
+        *norm("norm", "norm", c.width),
     )
 
 
 def quantizer(c: QuantizerConfig) -> Table:
     """`encode_task_layer.` of `tokenizer_encoder.bin`."""
     return (
-        *_linear("0", "in_proj", c.width, c.width),
-        *_linear("2", "out_proj", c.width, c.code_dim),
+        *linear("0", "in_proj", c.width, c.width),
+        *linear("2", "out_proj", c.width, c.code_dim),
     )
 
 
@@ -151,11 +155,11 @@ def decoder(c: DecoderConfig) -> Table:
     return (
         Entry("pos_embed", ("pos_embed",), forms.reshaped(published, ours)),
         Entry("query_embed", ("query_embed",), forms.reshaped(published, ours)),
-        *_linear("in_proj", "in_proj", c.code_dim, c.width),
+        *linear("in_proj", "in_proj", c.code_dim, c.width),
         *stacked(_reading_block("self_attn", "cross_attn", c), c.depth, "blocks.{i}.", "blocks/"),
-        *_norm("norm", "norm", c.width),
-        *_linear("decode_task_layer.0", "out1", c.width, c.width),
-        *_linear("decode_task_layer.2", "out2", c.width, c.width),
+        *norm("norm", "norm", c.width),
+        *linear("decode_task_layer.0", "out1", c.width, c.width),
+        *linear("decode_task_layer.2", "out2", c.width, c.width),
     )
 
 
@@ -163,7 +167,7 @@ def lowres_decoder(c: DecoderConfig, features: int) -> Table:
     """`tokenizer_decoder.bin`: decoder and the condition head of the SD 1.5-style U-Net."""
     return (
         *under(decoder(c), path="decoder/"),
-        *_linear("unet_proj", "lowres_head/proj", c.width, features),
+        *linear("unet_proj", "lowres_head/proj", c.width, features),
     )
 
 
@@ -182,8 +186,8 @@ def highres_decoder(c: DecoderConfig, first: int, second: int, pool_heads: int) 
     )
     return (
         *under(decoder(c), path="highres_decoder/"),
-        *_linear("unet_proj_1", "highres_head/proj1", c.width, first),
-        *_linear("unet_proj_2", "highres_head/proj2", c.width, second),
+        *linear("unet_proj_1", "highres_head/proj1", c.width, first),
+        *linear("unet_proj_2", "highres_head/proj2", c.width, second),
         *under(pool, "unet_attnpool.", "highres_head/pool/"),
     )
 
@@ -192,7 +196,7 @@ def conditioner(c: MergerConfig, llm_width: int) -> Table:
     """`visual_weight.bin`: the language model's own merger and vit_proj."""
     return (
         *under(merger(c), "causal_encoder.", "conditioner/merger/"),
-        *_linear("vit_proj", "conditioner/vit_proj", c.width, llm_width),
+        *linear("vit_proj", "conditioner/vit_proj", c.width, llm_width),
     )
 
 
@@ -212,12 +216,33 @@ def _llama_block(c: LlamaConfig) -> Iterator[Entry]:
     yield kernel("mlp.down_proj", "down", forms.linear(c.hidden, c.width))
 
 
-def llama(c: LlamaConfig, tied: bool = False) -> Table:
-    """The language model's weights; without `lm_head` where it is tied to the embedding."""
-    head = Entry("lm_head.weight", ("lm_head/kernel",), forms.linear(c.width, c.vocab))
-    entries = (
-        Entry("model.embed_tokens.weight", ("embedding",), forms.same(c.vocab, c.width)),
-        *stacked(_llama_block(c), c.depth, "model.layers.{i}.", "blocks/"),
-        Entry("model.norm.weight", ("norm/scale",), forms.same(c.width)),
+def llama(c: LlamaConfig, tied: bool = False, text_only: bool = False) -> Table:
+    """The language model's weights.
+
+    Args:
+      c: sizes.
+      tied: the head is the embedding and not stored again.
+      text_only: a plain Llama: [IMG], [/IMG] and the codes have no rows yet, they are created.
+    """
+
+    def rows(form: forms.Transform, seed: int) -> forms.Transform:
+        return forms.Grown(c.text_vocab, form, seed) if text_only else form
+
+    embedding, head = "model.embed_tokens.weight", ("lm_head/kernel",)
+    same, linear = forms.same(c.vocab, c.width), forms.linear(c.width, c.vocab)
+    outer = (
+        (Entry(embedding, ("embedding", *head), rows(forms.Tied((c.vocab, c.width)), seed=0)),)
+        if tied
+        else (
+            Entry(embedding, ("embedding",), rows(same, seed=0)),
+            Entry("lm_head.weight", head, rows(linear, seed=1)),
+        )
     )
-    return under(entries if tied else (*entries, head), path="llm/")
+    return under(
+        (
+            *outer,
+            *stacked(_llama_block(c), c.depth, "model.layers.{i}.", "blocks/"),
+            Entry("model.norm.weight", ("norm/scale",), forms.same(c.width)),
+        ),
+        path="llm/",
+    )

@@ -15,18 +15,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lavit_jax.convert import published
-from lavit_jax.convert.published import Published
+from lavit_jax.convert import parity_generation, parity_pixels, published
+from lavit_jax.convert.parity_base import Check, Model, Reference, Result, run_module
+from lavit_jax.convert.plan import ALL_PARTS
 from lavit_jax.errors import UserError
 from lavit_jax.models import attention, lavit, quantizer, selector
 from lavit_jax.models.decoder import FeatureDecoder, HighresHead, LowresHead
@@ -46,7 +44,7 @@ class Row:
       name: of the array.
       shape: of the whole array.
       max_abs_diff: largest difference where the array means anything; nan when not compared.
-      tolerance: the most that agrees; 0 for ids.
+      tolerance: the most that agrees; 0 for ids, and more for a walk that grows large.
       ok: False only when the difference exceeds the tolerance.
       status: "checked", "input" (what checks read) or "not checked" (nothing covers it yet).
     """
@@ -59,78 +57,8 @@ class Row:
     status: str = "checked"
 
 
-class Reference:
-    """The arrays of a checkpoint's `reference_io.npz`; remembers which were read as inputs."""
-
-    def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise UserError(f"{path}: no such file, expected inputs and outputs to compare with")
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                self.arrays = {name: stored[name] for name in stored.files}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path}: truncated or not an npz of plain arrays ({error})") from error
-        self.path = path
-        self.inputs: set[str] = set()
-
-    def has(self, *names: str) -> bool:
-        return all(name in self.arrays for name in names)
-
-    def input(self, name: str) -> np.ndarray:
-        self.inputs.add(name)
-        return self.arrays[name]
-
-    def before(self, name: str, ours: Any) -> jax.Array:
-        """The published output of the module before; ours where the file has none that fits."""
-        stored = self.arrays.get(name)
-        return jnp.asarray(ours if stored is None or stored.shape != np.shape(ours) else stored)
-
-    def image(self, name: str) -> jax.Array:
-        """An NCHW image as NHWC."""
-        return jnp.asarray(self.input(name).transpose(0, 2, 3, 1))
-
-
-class Result(NamedTuple):
-    """What we computed for an array, and where the array means anything (None: everywhere)."""
-
-    name: str
-    value: Any
-    where: np.ndarray | None = None
-
-
-class Model(NamedTuple):
-    """A loaded checkpoint with its modules."""
-
-    loaded: Published
-    modules: lavit.Modules
-    params: dict[str, Any]
-
-    def has(self, *names: str) -> bool:
-        return all(name in self.params for name in names)
-
-    def apply(self, name: str, *args: Any, method: Method = None) -> Any:
-        """Runs one of the model's own modules."""
-        return run_module(getattr(self.modules, name), self.params[name], *args, method=method)
-
-
-Method = str | Callable[..., Any] | None
-
-
-@functools.cache
-def _compiled(module: nn.Module, method: Method) -> Callable[..., Any]:
-    return jax.jit(functools.partial(module.apply, method=method))
-
-
-def run_module(module: nn.Module, params: Any, *args: Any, method: Method = None) -> Any:
-    """Runs a module compiled, which for so few inputs is mostly a matter of compiling once."""
-    return _compiled(module, method)({"params": params}, *args)
-
-
 def _project(conditioner: lavit.Conditioner, merged_BND: jax.Array) -> jax.Array:
     return conditioner.vit_proj(merged_BND)
-
-
-Check = Callable[[Model, Reference], Iterator[Result]]
 
 
 def check_encoder(model: Model, ref: Reference) -> Iterator[Result]:
@@ -283,6 +211,11 @@ CHECKS: tuple[Check, ...] = (
     check_decoder,
     check_language_model,
     check_condition,
+    parity_generation.check_text,
+    parity_generation.check_drawing,
+    parity_pixels.check_unets,
+    parity_pixels.check_autoencoder,
+    parity_pixels.check_sampling,
 )
 
 
@@ -291,17 +224,27 @@ def compare(result: Result, expected: np.ndarray) -> Row:
     ours = np.asarray(result.value)
     exact = expected.dtype.kind in "iub"
     tolerance = 0.0 if exact else FLOAT_TOLERANCE
+    if result.relative:
+        tolerance *= max(1.0, float(np.abs(expected).max(initial=0.0)))
     if ours.shape != expected.shape:
         return Row(result.name, expected.shape, float("inf"), tolerance, ok=False)
-    difference = np.abs(ours.astype(np.float64) - expected.astype(np.float64))
+    # Impossible ids score -inf on both sides: equal, though their difference is nan.
+    alike = ours == expected
+    difference = np.where(alike, 0.0, np.abs(_minus(ours, expected)))
     if result.where is not None:
         difference = difference[result.where]
     largest = float(difference.max(initial=0.0))
     return Row(result.name, expected.shape, largest, tolerance, ok=largest <= tolerance)
 
 
+def _minus(ours: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return ours.astype(np.float64) - expected.astype(np.float64)
+
+
 def _load(directory: Path) -> Model:
-    loaded = published.load_published(directory)
+    parts = published.parts_of(directory, known=ALL_PARTS)
+    loaded = published.load_published(directory, parts)
     params = jax.tree.map(jnp.asarray, loaded.params)
     return Model(loaded, lavit.build_modules(loaded.config), params)
 
@@ -333,7 +276,7 @@ def run(directory: str | Path, checks: tuple[Check, ...] = CHECKS) -> list[Row]:
       UserError: no `reference_io.npz`, or a broken checkpoint.
     """
     directory = Path(directory)
-    published.parts_of(directory)
+    published.parts_of(directory, known=ALL_PARTS)
     ref = Reference(directory / FILE)
     model = _load(directory)
     rows: dict[str, Row] = {}

@@ -23,7 +23,20 @@ FLOATS = ("float32", "float16", "bfloat16", "float64")
 WRAPPERS = ("state_dict", "model", "module")
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 TORCH_INDEX = "pytorch_model.bin.index.json"
-_SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+DIFFUSERS_STEM = "diffusion_pytorch_model"
+BARE = "tensor"  # what a torch file's only tensor is called, which has no name there
+SAFETENSORS_DTYPES = {
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F64": "float64",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
 # What torch says of a pickle that holds more than tensors; its advice how to run it is left out.
 _REFUSAL = re.compile(
     r"[Uu]nsupported (?:operand|class|GLOBAL|global: GLOBAL) \S+|(?:Can only|Only) [^\n.]+"
@@ -38,15 +51,19 @@ class Info(NamedTuple):
     file: Path
 
 
-class Tensors(Protocol):
-    """Named tensors of one file or of several shards."""
-
-    path: Path
+class Named(Protocol):
+    """Tensors of which names, shapes and dtypes are known."""
 
     @property
     def infos(self) -> dict[str, Info]:
         """Shape and dtype of every tensor, in the order in which they are best read."""
         ...
+
+
+class Tensors(Named, Protocol):
+    """Named tensors of one file or of several shards."""
+
+    path: Path
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, in the dtype of the file (bfloat16 as ml_dtypes has it)."""
@@ -73,19 +90,38 @@ def open_file(path: Path) -> Tensors:
 
 
 def open_folder(folder: Path) -> Tensors:
-    """Opens the weights of a language model: single or sharded, safetensors before torch."""
+    """Opens the weights of a language model: single or sharded, safetensors before torch.
+
+    `visual_weight.*` beside them is another module's.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
     for index in (SAFETENSORS_INDEX, TORCH_INDEX):
         if (folder / index).is_file():
             return Shards.from_index(folder / index)
     for pattern in ("*.safetensors", "pytorch_model*.bin"):
-        files = sorted(folder.glob(pattern))
+        files = sorted(f for f in folder.glob(pattern) if not f.stem.startswith("visual_weight"))
         if len(files) == 1:
             return open_file(files[0])
         if files:
             return Shards.from_files(folder, files)
     raise FileNotFoundError(f"{folder}: no *.safetensors and no pytorch_model*.bin in it")
+
+
+def weights(stem: Path) -> Path:
+    """`stem.safetensors` where there is one, else `stem.bin`, there or not."""
+    safetensors = stem.with_suffix(".safetensors")
+    return safetensors if safetensors.is_file() else stem.with_suffix(".bin")
+
+
+def open_model(folder: Path) -> Tensors:
+    """Opens the weights of a diffusers model: single or sharded, safetensors before torch."""
+    stem = folder / DIFFUSERS_STEM
+    for suffix in (".safetensors.index.json", ".bin.index.json"):
+        index = stem.with_suffix(suffix)
+        if index.is_file():
+            return Shards.from_index(index)
+    return open_file(weights(stem))
 
 
 class SafetensorsFile:
@@ -117,7 +153,7 @@ class SafetensorsFile:
 
 
 def _dtype_name(safetensors_dtype: str) -> str:
-    return _SAFETENSORS_DTYPES.get(safetensors_dtype, safetensors_dtype)
+    return SAFETENSORS_DTYPES.get(safetensors_dtype, safetensors_dtype)
 
 
 def _first_line(error: BaseException) -> str:
@@ -129,7 +165,7 @@ class TorchFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._tensors = _named_tensors(path, load_torch(path))
+        self._tensors = self._content(load_torch(path))
         self._infos = {
             name: Info(tuple(t.shape), str(t.dtype).removeprefix("torch."), path)
             for name, t in self._tensors.items()
@@ -141,6 +177,17 @@ class TorchFile:
 
     def read(self, name: str) -> np.ndarray:
         return to_numpy(self._tensors[name])
+
+    def _content(self, content: Any) -> dict[str, Any]:
+        return _named_tensors(self.path, content)
+
+
+class BareTorchFile(TorchFile):
+    """A torch file that may hold one tensor without a name; it is called `BARE`."""
+
+    def _content(self, content: Any) -> dict[str, Any]:
+        bare = hasattr(content, "untyped_storage")
+        return {BARE: content} if bare else super()._content(content)
 
 
 def load_torch(path: Path) -> Any:

@@ -6,14 +6,16 @@ Legend: H height, W width.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import io
 import math
 import os
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -45,8 +47,21 @@ _DAMAGE = (
 )
 _LIGHTEST = 200  # background colours are drawn from _LIGHTEST..255 in each channel
 
+T = TypeVar("T")
 Rgb = UInt8[np.ndarray, "H W 3"]
 Alpha = UInt8[np.ndarray, "H W"]
+
+
+class ImageError(UserError):
+    """An image that cannot be used.
+
+    Attributes:
+      reason: in a word or two, the same for all that have the same fault.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def load_image(path: str | os.PathLike[str]) -> Rgb:
@@ -72,40 +87,101 @@ def load_image(path: str | os.PathLike[str]) -> Rgb:
         raise UserError(f"expected an image file, got a directory: {path}")
     try:
         if path.stat().st_size == 0:
-            raise UserError(f"image file is empty (0 bytes): {path}")
-        with warnings.catch_warnings():
-            # Pillow warns of big images from 89 megapixels on; the limit here is our own.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_formats()) as image:
-                _check_size(path, image.size)
-                return _to_rgb(image)
-    except UserError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise UserError(f"image has over {MAX_PIXELS // 10**6} megapixels: {path}") from error
-    except Image.UnidentifiedImageError as error:
-        raise UserError(f"not an image of a known format: {path}") from error
+            raise ImageError("zero bytes", f"image file is empty (0 bytes): {path}")
+        return _read(path, str(path), _to_rgb)
     except PermissionError as error:
         raise UserError(f"no permission to read image: {path}") from error
+
+
+def decode_image(data: bytes, name: str, least: int = 0) -> Rgb:
+    """The image in the bytes of a file, as `load_image` reads it.
+
+    Args:
+      data: of the file.
+      name: for messages.
+      least: a JPEG of over twice this many pixels each way is decoded at a half, a quarter or an
+        eighth of its size, never under this; 0 is full size.
+
+    Returns:
+      uint8 [H, W, 3].
+
+    Raises:
+      ImageError: as `load_image`.
+    """
+    if not data:
+        raise ImageError("zero bytes", f"image is empty (0 bytes): {name}")
+
+    def read(image: Image.Image) -> Rgb:
+        if least:
+            image.draft("RGB", (least, least))
+        return _to_rgb(image)
+
+    return _read(io.BytesIO(data), name, read)
+
+
+def check_image(data: bytes, name: str) -> tuple[int, int]:
+    """Decodes an image for nothing but its faults, a JPEG at an eighth of its size.
+
+    Args:
+      data: of the file.
+      name: for messages.
+
+    Returns:
+      Width and height.
+
+    Raises:
+      ImageError: as `decode_image`.
+    """
+    if not data:
+        raise ImageError("zero bytes", f"image is empty (0 bytes): {name}")
+
+    def read(image: Image.Image) -> tuple[int, int]:
+        size = image.size
+        image.draft("RGB", (1, 1))
+        image.load()
+        return size
+
+    return _read(io.BytesIO(data), name, read)
+
+
+def _read(file: Path | io.BytesIO, name: str, read: Callable[[Image.Image], T]) -> T:
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of big images from 89 megapixels on; the limit here is our own.
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=_formats()) as image:
+                _check_size(name, image.size)
+                return read(image)
+    except (UserError, PermissionError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            "too large", f"image has over {MAX_PIXELS // 10**6} megapixels: {name}"
+        ) from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError("wrong type", f"not an image of a known format: {name}") from error
     except _DAMAGE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"image is truncated or damaged ({reason}): {path}") from error
+        shown = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = "truncated" if "truncated" in shown else "undecodable"
+        raise ImageError(reason, f"image is truncated or damaged ({shown}): {name}") from error
 
 
+@functools.cache
 def _formats() -> list[str]:
     Image.init()
     return [name for name in Image.ID if name not in _UNSAFE_FORMATS]
 
 
-def _check_size(path: Path, size: tuple[int, int]) -> None:
+def _check_size(name: str, size: tuple[int, int]) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
-        raise UserError(
+        raise ImageError(
+            "too large",
             f"image has {width} x {height} = {width * height / 1e6:.0f} megapixels, "
-            f"at most {MAX_PIXELS // 10**6} are read: {path}"
+            f"at most {MAX_PIXELS // 10**6} are read: {name}",
         )
     if width * height == 0:
-        raise UserError(f"image has no pixels ({width} x {height}): {path}")
+        raise ImageError("undecodable", f"image has no pixels ({width} x {height}): {name}")
 
 
 def _to_rgb(image: Image.Image) -> Rgb:
@@ -210,6 +286,29 @@ def augment(
     if coloured >= config.background:
         return np.ascontiguousarray(result[..., :3])
     return _recolour(result[..., :3], result[..., 3], colour)
+
+
+def crop(
+    image_HWC: Rgb, rng: np.random.Generator, config: AugmentConfig, size: int
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Resizes a photograph's greater part: nothing but the photograph is ever seen.
+
+    Args:
+      image_HWC: uint8 [H, W, 3].
+      rng: decides; the same number of draws whatever the config.
+      config: how much: up to `scale` of each side is cut off, anywhere.
+      size: side of the result.
+
+    Returns:
+      uint8 [size, size, 3].
+    """
+    cut, x, y = rng.uniform(size=3)
+    height, width = image_HWC.shape[:2]
+    kept = 1.0 - config.scale * cut
+    left, upper = (1 - kept) * width * x, (1 - kept) * height * y
+    box = (left, upper, left + kept * width, upper + kept * height)
+    image = Image.fromarray(image_HWC)
+    return np.array(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
 def _box(

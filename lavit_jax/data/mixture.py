@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain.python as grain
@@ -12,10 +13,12 @@ from ml_collections import ConfigDict
 from lavit_jax.data import layout
 from lavit_jax.data.layout import Condition, Example, SpecialIds
 from lavit_jax.data.text import TextTokenizer
-from lavit_jax.data.visual_ids import VisualIdCache
+from lavit_jax.data.visual_ids import VisualIds
 from lavit_jax.errors import UserError
 
 Record = dict[str, Any]
+
+KINDS = ("image_text", "text_image", "text", "question")
 
 
 def choose_caption(
@@ -30,7 +33,7 @@ def choose_caption(
 class ExampleMaker:
     """Makes an example of each kind from a picture, by chance in caption, question and variant.
 
-    The methods are named as the kinds in `config.data.mixture`.
+    The methods are named as the `KINDS` in `config.data.mixture`.
     """
 
     def __init__(
@@ -38,9 +41,21 @@ class ExampleMaker:
         config: ConfigDict,
         records: Sequence[Record],
         text: TextTokenizer,
-        cache: VisualIdCache,
+        cache: VisualIds | None,
+        first_image: int = 0,
     ) -> None:
+        """Makes examples of one source.
+
+        Args:
+          config: the experiment.
+          records: of the source.
+          text: text tokenizer.
+          cache: visual ids of the records' variants; None where there are no images.
+          first_image: place of the source's first image in the list of all sources' images.
+        """
         self._records, self._text, self._cache = records, text, cache
+        self._first_image = first_image
+        self._row_length = config.data.row_length
         self._special = SpecialIds(text.vocab_size, config.model.quantizer.codes)
         self._variants = config.data.variants
         self._canonical_share = config.data.canonical_share
@@ -49,23 +64,31 @@ class ExampleMaker:
     def image_text(self, picture: int, rng: np.random.Generator) -> Example:
         """[image, text]."""
         caption = self._caption(picture, rng)
-        return layout.image_text(self._special, self._condition(picture, rng), caption)
+        condition = self._condition(picture, rng)
+        return layout.image_text(self._special, condition, self._cut(caption, condition.kept))
 
     def text_image(self, picture: int, rng: np.random.Generator) -> Example:
         """[text, image]; the text is dropped now and then, for guidance (ours, SPEC 8)."""
         caption = self._caption(picture, rng)
         if rng.random() < self._text_drop:
             caption = []
-        codes = self._cache.codes(self._image(picture, rng))
-        return layout.text_image(self._special, caption, codes)
+        codes = self._ids.codes(self._image(picture, rng))
+        return layout.text_image(self._special, self._cut(caption, len(codes)), codes)
 
     def text(self, picture: int, rng: np.random.Generator) -> Example:
-        """Plain text."""
-        return layout.plain_text(self._special, self._caption(picture, rng))
+        """Plain text; of one longer than a row some row's worth."""
+        ids = self._caption(picture, rng)
+        room = self._row_length - 1
+        if len(ids) > room:
+            start = room * int(rng.integers(-(-len(ids) // room)))
+            ids = ids[start : start + room]
+        return layout.plain_text(self._special, ids)
 
     def question(self, picture: int, rng: np.random.Generator) -> Example:
-        """An image, a question about it and its answer."""
+        """An image, a question about it and its answer; without questions, [image, text]."""
         record = self._records[picture]
+        if not record["questions"]:
+            return self.image_text(picture, rng)
         which = int(rng.integers(len(record["questions"])))
         asked = self._text.encode(layout.QUESTION.format(record["questions"][which]))
         answer = self._text.encode(record["answers"][which])
@@ -75,12 +98,47 @@ class ExampleMaker:
         captions = self._records[picture]["captions"]
         return self._text.encode(choose_caption(captions, rng, self._canonical_share))
 
+    def _cut(self, caption: list[int], patches: int) -> list[int]:
+        """As much of a caption as fits a row beside so many patches, [IMG], [/IMG] and </s>."""
+        room = self._row_length - patches - 3
+        return caption[:room] if room > 0 else caption
+
+    @property
+    def _ids(self) -> VisualIds:
+        if self._cache is None:
+            raise UserError("a source without images has no kinds but text")
+        return self._cache
+
     def _image(self, picture: int, rng: np.random.Generator) -> int:
         return picture * self._variants + int(rng.integers(self._variants))
 
     def _condition(self, picture: int, rng: np.random.Generator) -> Condition:
         image = self._image(picture, rng)
-        return Condition(image, self._cache.keep_MN[image])
+        return Condition(self._first_image + image, self._ids.keep(image))
+
+
+def check_shares(
+    shares: Mapping[str, float],
+    name: str = "config.data.mixture",
+    known: Sequence[str] = KINDS,
+) -> None:
+    """Checks shares of something.
+
+    Args:
+      shares: by what they are of.
+      name: their field.
+      known: what they may be of.
+
+    Raises:
+      UserError: shares that are negative, not numbers, all zero, or of something unknown.
+    """
+    for kind, share in shares.items():
+        if kind not in known:
+            raise UserError(f"{name}.{kind}: expected only {', '.join(known)}")
+        if not isinstance(share, int | float) or not 0 <= share < math.inf:
+            raise UserError(f"{name}.{kind} must be a share of 0 or more, got {share}")
+    if not any(shares.values()):
+        raise UserError(f"{name} needs a share above 0, got {dict(shares.items())}")
 
 
 def mixed(
@@ -89,27 +147,17 @@ def mixed(
     """Endless examples of all kinds; each kind goes through all pictures, shuffled every time.
 
     Raises:
-      UserError: shares that are negative, all zero, or of an unknown kind.
+      UserError: shares that cannot work.
     """
-    kinds: dict[str, Callable[[int, np.random.Generator], Example]] = {
-        "image_text": maker.image_text,
-        "text_image": maker.text_image,
-        "text": maker.text,
-        "question": maker.question,
-    }
-    shares = dict(config.data.mixture.items())
-    unknown = sorted(set(shares) - set(kinds))
-    if unknown:
-        raise UserError(f"config.data.mixture.{unknown[0]}: expected only {', '.join(kinds)}")
-    if any(share < 0 for share in shares.values()) or not any(shares.values()):
-        raise UserError(f"config.data.mixture needs shares of 0 or more, some above: {shares}")
-    used = [(kind, place) for place, kind in enumerate(kinds) if shares.get(kind)]
+    shares = config.data.mixture
+    check_shares(shares)
+    used = [(kind, place) for place, kind in enumerate(KINDS) if shares.get(kind)]
     streams = [
         grain.MapDataset.range(pictures)
-        .seed((seed * len(kinds) + place) % 2**32)
+        .seed((seed * len(KINDS) + place) % 2**32)
         .shuffle()
         .repeat()
-        .random_map(kinds[kind])
+        .random_map(getattr(maker, kind))
         for kind, place in used
     ]
     return grain.MapDataset.mix(streams, weights=[shares[kind] for kind, _ in used])

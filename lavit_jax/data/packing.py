@@ -33,6 +33,19 @@ class Examples(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Staged:
+    """Endless examples that change with time.
+
+    Attributes:
+      rows: over all processes, from which each stage but the first holds, ascending.
+      begun: the examples, given where in their numbering each stage but the first began.
+    """
+
+    rows: tuple[int, ...]
+    begun: Callable[[tuple[int, ...]], Examples]
+
+
+@dataclasses.dataclass(frozen=True)
 class Limits:
     """What fits a row.
 
@@ -118,7 +131,7 @@ class PackedRows(grain.IterDataset[Row]):
 
     def __init__(
         self,
-        examples: Examples,
+        examples: Examples | Staged,
         limits: Limits,
         window: int = WINDOW,
         process_index: int = 0,
@@ -127,7 +140,7 @@ class PackedRows(grain.IterDataset[Row]):
         """Packs without end.
 
         Args:
-          examples: endless.
+          examples: endless; where they are in stages, one begins with the window after its row.
           limits: of each row.
           window: examples considered at once.
           process_index: which rows are given out here: `process_index`, then every
@@ -152,12 +165,14 @@ class _Place:
       carried: examples the last window left over.
       rows: rows given out by earlier windows, over all processes.
       given: rows of this window given out, over all processes.
+      begun: the first example of each stage that has begun, but of the first.
     """
 
     next: int = 0
     carried: tuple[int, ...] = ()
     rows: int = 0
     given: int = 0
+    begun: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,14 +189,15 @@ class PackedRowIterator(grain.DatasetIterator[Row]):
 
     def __init__(
         self,
-        examples: Examples,
+        examples: Examples | Staged,
         limits: Limits,
         window: int,
         process_index: int,
         process_count: int,
     ) -> None:
         super().__init__()
-        self._examples, self._limits, self._size = examples, limits, window
+        self._staged = examples if isinstance(examples, Staged) else Staged((), lambda _: examples)
+        self._limits, self._size = limits, window
         self._process_index, self._process_count = process_index, process_count
         self._place = _Place()
         self._window: _Window | None = None
@@ -193,7 +209,7 @@ class PackedRowIterator(grain.DatasetIterator[Row]):
             window, place = self._window, self._place
             if place.given == len(window.rows):
                 rows = place.rows + len(window.rows)
-                self._place = _Place(window.following, window.left, rows)
+                self._place = _Place(window.following, window.left, rows, begun=place.begun)
                 self._window = None
                 continue
             self._place = dataclasses.replace(place, given=place.given + 1)
@@ -201,10 +217,14 @@ class PackedRowIterator(grain.DatasetIterator[Row]):
                 return window.rows[place.given]
 
     def _pack(self) -> _Window:
-        carried = self._place.carried
-        following = self._place.next + self._size - len(carried)
-        indices = [*carried, *range(self._place.next, following)]
-        examples = [self._examples[index] for index in indices]
+        place, carried = self._place, self._place.carried
+        due = sum(place.rows >= row for row in self._staged.rows)
+        begun = place.begun + (place.next,) * (due - len(place.begun))
+        self._place = dataclasses.replace(place, begun=begun)
+        stream = self._staged.begun(begun)
+        following = place.next + self._size - len(carried)
+        indices = [*carried, *range(place.next, following)]
+        examples = [stream[index] for index in indices]
         rows, left = _settle(first_fit(examples, self._limits), examples, self._limits.tokens)
         return _Window(
             [[examples[place] for place in row] for row in rows],
@@ -214,11 +234,14 @@ class PackedRowIterator(grain.DatasetIterator[Row]):
 
     def get_state(self) -> dict[str, Any]:
         """The place in the stream: a few integers."""
-        return {**dataclasses.asdict(self._place), "carried": list(self._place.carried)}
+        place = self._place
+        lists = {"carried": list(place.carried), "begun": list(place.begun)}
+        return {**dataclasses.asdict(place), **lists}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes to where `get_state` was."""
-        self._place = _Place(**{**state, "carried": tuple(state["carried"])})
+        lists = {name: tuple(state.get(name, ())) for name in ("carried", "begun")}
+        self._place = _Place(**{**state, **lists})
         self._window = None
 
     def __str__(self) -> str:

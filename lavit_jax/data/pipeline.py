@@ -9,57 +9,29 @@ Legend: B rows of this process, H = W = image side, C channels, T text length.
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import grain.python as grain
 import numpy as np
 from ml_collections import ConfigDict
 
+from lavit_jax.data import datasets, packing, prepared, several, stored_ids
 from lavit_jax.data import images as image_data
-from lavit_jax.data import packing, twemoji
 from lavit_jax.data.batches import Batches
+from lavit_jax.data.datasets import load_split
 from lavit_jax.data.images import AugmentConfig
 from lavit_jax.data.mixture import ExampleMaker, choose_caption, mixed
+from lavit_jax.data.stored_ids import Stamp
 from lavit_jax.data.text import EOS_ID, PAD_ID, TextTokenizer
-from lavit_jax.data.visual_ids import VisualIdCache
+from lavit_jax.data.visual_ids import VisualIds
 from lavit_jax.errors import UserError
 
 Record = dict[str, Any]
 
-IN_MEMORY_BYTES = 1 << 30
-THREADS = 1  # the cores belong to training; one thread keeps ahead of it
 PREFETCH = 4  # batches
-
-
-def load_split(
-    config: ConfigDict, data_dir: str | os.PathLike[str], split: str
-) -> Sequence[Record]:
-    """The records of a split, decoded once and kept in memory if they are small.
-
-    Raises:
-      UserError: a data set, language or split that does not exist, or is not prepared.
-    """
-    if config.data.dataset != "twemoji":
-        raise UserError(f"config.data.dataset={config.data.dataset!r}: only 'twemoji' exists")
-    folder = str(Path(data_dir).resolve())
-    return _load_twemoji(folder, tuple(config.data.languages), split)
-
-
-@functools.lru_cache(maxsize=8)
-def _load_twemoji(folder: str, languages: tuple[str, ...], split: str) -> Sequence[Record]:
-    return in_memory_if_small(twemoji.source(split, folder, languages))
-
-
-def in_memory_if_small(source: Sequence[Record], limit: int = IN_MEMORY_BYTES) -> Sequence[Record]:
-    """Reads a source into a list if its decoded arrays take at most `limit` bytes."""
-    if not len(source):
-        return source
-    each = sum(value.nbytes for value in source[0].values() if isinstance(value, np.ndarray))
-    return list(source) if each * len(source) <= limit else source
 
 
 class Variants(Sequence[np.ndarray]):
@@ -120,7 +92,7 @@ def image_batches(
     split: str = "train",
     process_index: int | None = None,
     process_count: int | None = None,
-    threads: int = THREADS,
+    threads: int | None = None,
 ) -> Batches:
     """Augmented pictures, for the tokenizer phases.
 
@@ -132,7 +104,8 @@ def image_batches(
       split: which pictures.
       process_index: this process; by default JAX's.
       process_count: number of processes; by default JAX's.
-      threads: that prepare batches ahead; 0 prepares each when asked.
+      threads: that prepare batches ahead, by default `config.data.threads`; 0 prepares each when
+        asked.
 
     Returns:
       Iterator of {"images": uint8 [B, H, W, 3], "index": int32 [B], place in the split}.
@@ -144,6 +117,50 @@ def image_batches(
         image = _augmented(records[index], rng, augment, size)
         return {"images": image, "index": np.array(index, np.int32)}
 
+    threads = config.data.threads if threads is None else threads
+    return _iterate(len(records), view, batch_size, seed, process_index, process_count, threads)
+
+
+def pixel_batches(
+    config: ConfigDict,
+    data_dir: str | os.PathLike[str],
+    batch_size: int,
+    seed: int,
+    pixel_size: int,
+    *,
+    split: str = "train",
+    process_index: int | None = None,
+    process_count: int | None = None,
+    threads: int | None = None,
+) -> Batches:
+    """Augmented pictures as the tokenizer reads them and as the pixel decoder paints them.
+
+    Args:
+      pixel_size: side of the painted pictures.
+      others: see `image_batches`.
+
+    Returns:
+      Iterator as that of `image_batches`; where the sides differ, with "pixels" uint8 [B, P, P, 3]:
+      the same views at the side of the painted pictures.
+    """
+    size = config.model.image_size
+    if pixel_size == size:
+        return image_batches(
+            config, data_dir, batch_size, seed, split=split, process_index=process_index,
+            process_count=process_count, threads=threads,
+        )  # fmt: skip
+    records = load_split(config, data_dir, split)
+    augment = AugmentConfig.of(config.data.augment)
+
+    def view(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        pixels = _augmented(records[index], rng, augment, pixel_size)
+        return {
+            "images": image_data.resize(pixels, size),
+            "pixels": pixels,
+            "index": np.array(index, np.int32),
+        }
+
+    threads = config.data.threads if threads is None else threads
     return _iterate(len(records), view, batch_size, seed, process_index, process_count, threads)
 
 
@@ -158,7 +175,7 @@ def pair_batches(
     split: str = "train",
     process_index: int | None = None,
     process_count: int | None = None,
-    threads: int = THREADS,
+    threads: int | None = None,
 ) -> Batches:
     """Augmented pictures with one of their captions, for contrastive pretraining.
 
@@ -186,6 +203,7 @@ def pair_batches(
             "index": np.array(index, np.int32),
         }
 
+    threads = config.data.threads if threads is None else threads
     return _iterate(len(records), view, batch_size, seed, process_index, process_count, threads)
 
 
@@ -193,16 +211,18 @@ def unified_batches(
     config: ConfigDict,
     data_dir: str | os.PathLike[str],
     text: TextTokenizer,
-    cache: VisualIdCache,
+    cache: VisualIds,
     batch_size: int,
     seed: int,
     *,
     split: str = "train",
+    stamp: Stamp | None = None,
     process_index: int | None = None,
     process_count: int | None = None,
     prefetch: int = PREFETCH,
+    threads: int | None = None,
 ) -> Batches:
-    """Packed rows of the four kinds of examples, mixed by `config.data.mixture`.
+    """Packed rows of examples, mixed by `config.data.mixture` or from `config.data.sources`.
 
     Args:
       config: the experiment.
@@ -212,9 +232,11 @@ def unified_batches(
       batch_size: rows over all processes.
       seed: of order, choice of captions, questions and variants.
       split: which pictures.
+      stamp: that other sources' visual ids must have.
       process_index: this process; by default JAX's.
       process_count: number of processes; by default JAX's.
       prefetch: batches prepared ahead by a thread; 0 prepares each when asked.
+      threads: that read a row's images; by default `config.data.threads`.
 
     Returns:
       Iterator of the arrays of `packing.lay_row`, stacked to B rows.
@@ -222,24 +244,96 @@ def unified_batches(
     Raises:
       UserError: a cache of other images, or an example longer than a row (when it comes up).
     """
-    images = variants(config, data_dir, split)
     patches = (config.model.image_size // config.model.patch_size) ** 2
-    if cache.keep_MN.shape != (len(images), patches):
-        raise UserError(
-            f"the visual ids are of {cache.keep_MN.shape[0]} images of {cache.keep_MN.shape[1]} "
-            f"patches; this config has {len(images)} of {patches}: delete visual_ids.npz"
-        )
     index, count = process_share(process_index, process_count)
     limits = packing.Limits(config.data.row_length, config.data.images_per_row)
     shape = packing.RowShape(limits, patches, config.model.image_size)
-    maker = ExampleMaker(config, images.records, text, cache)
-    examples = mixed(config, maker, len(images.records), seed)
+
+    def opened(name: str, fields: Mapping[str, Any]) -> several.Held:
+        if fields["path"]:
+            return _other_source(config, name, fields, stamp)
+        main = variants(config, data_dir, split)
+        _check_ids(cache, len(main), patches, "delete visual_ids.npz")
+        return several.Held(datasets.load_texts(config, data_dir, split), main, cache)
+
+    examples: packing.Examples | packing.Staged
+    images: Sequence[np.ndarray]
+    if config.data.sources:
+        examples, images = several.several(config, text, batch_size, seed, opened)
+    else:
+        held = opened("", {"path": ""})
+        maker = ExampleMaker(config, held.records, text, held.ids)
+        examples, images = mixed(config, maker, len(held.records), seed), held.images
     rows = packing.PackedRows(examples, limits, process_index=index, process_count=count)
-    batches = rows.map(lambda row: packing.lay_row(row, shape, images.__getitem__)).batch(
+    threads = config.data.threads if threads is None else threads
+    batches = rows.map(_laid(shape, images, threads)).batch(
         local_rows(batch_size, count), drop_remainder=True
     )
     ahead = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
     return Batches(iter(ahead))
+
+
+def _laid(
+    shape: packing.RowShape, images: Sequence[np.ndarray], threads: int
+) -> Callable[[packing.Row], dict[str, np.ndarray]]:
+    """Lays rows out; reads their images one after the other, or several at once."""
+    if threads <= 1:
+        return lambda row: packing.lay_row(row, shape, images.__getitem__)
+    pool = futures.ThreadPoolExecutor(threads, thread_name_prefix="images")
+
+    def lay(row: packing.Row) -> dict[str, np.ndarray]:
+        shown = [example.condition.image for example in row if example.condition is not None]
+        found = dict(zip(shown, pool.map(images.__getitem__, shown)))
+        return packing.lay_row(row, shape, found.__getitem__)
+
+    return lay
+
+
+def _check_ids(ids: VisualIds, images: int, patches: int, cure: str) -> None:
+    if (len(ids), ids.patches) != (images, patches):
+        raise UserError(
+            f"the visual ids are of {len(ids)} images of {ids.patches} patches; this config has "
+            f"{images} of {patches}: {cure}"
+        )
+
+
+def _other_source(
+    config: ConfigDict, name: str, fields: Mapping[str, Any], stamp: Stamp | None
+) -> several.Held:
+    """A prepared folder that `config.data.sources` names."""
+    folder, where = fields["path"], f"config.data.sources.{name}"
+    whole = prepared.read_index(folder)
+    texts = datasets.load_prepared_texts(config, folder, "train")
+    if not fields["visual_ids"]:
+        if whole["images"]:
+            raise UserError(f"{where} has images: name its ids with {where}.visual_ids")
+        return several.Held(texts, (), None)
+    ids = load_ids(config, fields["visual_ids"], stamp, whole["examples"])
+    augment = AugmentConfig.of(config.data.augment)
+    records = datasets.load_prepared(config, folder, "train")
+    images = Variants(records, 1, config.model.image_size, augment, config.seed)
+    return several.Held(texts, images, ids)
+
+
+def load_ids(config: ConfigDict, folder: str, stamp: Stamp | None, examples: int) -> VisualIds:
+    """Stored visual ids of the training examples of a prepared folder.
+
+    Raises:
+      UserError: they are of another tokenizer, data set or image size, or `config.data.variants`
+        asks for more than the plain image of each example.
+    """
+    if config.data.variants != 1:
+        raise UserError(
+            f"stored visual ids are of plain images: config.data.variants must be 1, got "
+            f"{config.data.variants}"
+        )
+    if stamp is None:
+        raise ValueError("stored visual ids need a stamp to be checked against")
+    stored = stored_ids.StoredIds(folder, stamp, examples)
+    patches = (config.model.image_size // config.model.patch_size) ** 2
+    _check_ids(stored_ids.IdsOf(stored, stored.patches), examples, patches, "make them anew")
+    split = prepared.Split(stored, config.data.held_out, train=True)
+    return stored_ids.IdsOf(split, stored.patches)
 
 
 def ended(ids: Sequence[int], length: int) -> np.ndarray:
@@ -253,6 +347,8 @@ def ended(ids: Sequence[int], length: int) -> np.ndarray:
 def _augmented(
     record: Record, rng: np.random.Generator, augment: AugmentConfig, size: int
 ) -> np.ndarray:
+    if "alpha" not in record:
+        return image_data.crop(record["image"], rng, augment, size)
     return image_data.augment(record["image"], record["alpha"][..., 0], rng, augment, size)
 
 

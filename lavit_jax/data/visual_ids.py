@@ -9,11 +9,28 @@ import dataclasses
 import os
 import zipfile
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Int, Int64, UInt8
 
 from lavit_jax.errors import UserError
+
+
+class VisualIds(Protocol):
+    """Codes and kept patches of images, wherever they are held."""
+
+    @property
+    def patches(self) -> int:
+        """N."""
+
+    def __len__(self) -> int: ...
+
+    def codes(self, image: int) -> Int[np.ndarray, "L"]:
+        """The codes of one image."""
+
+    def keep(self, image: int) -> UInt8[np.ndarray, "N"]:
+        """1 for each patch of one image that is kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +78,15 @@ class VisualIdCache:
     def codes(self, image: int) -> Int[np.ndarray, "L"]:
         """The codes of one image."""
         return self.codes_ML[image, : self.counts_M[image]]
+
+    def keep(self, image: int) -> UInt8[np.ndarray, "N"]:
+        """1 for each patch of one image that is kept."""
+        return self.keep_MN[image]
+
+    @property
+    def patches(self) -> int:
+        """N."""
+        return self.keep_MN.shape[1]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the cache in one move."""

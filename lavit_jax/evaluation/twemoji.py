@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lavit_jax.data import images as image_data
 from lavit_jax.inference.api import Lavit
+from lavit_jax.inference.presets import DrawChanges
 from lavit_jax.models import lavit as model_functions
 from lavit_jax.training.losses import cosine_distance
 
@@ -79,6 +80,7 @@ def evaluate(
     combo: Pictures,
     *,
     train_captions: int,
+    drawing: DrawChanges,
     seed: int,
     say: Progress,
 ) -> Evaluation:
@@ -90,6 +92,7 @@ def evaluate(
       new: pictures never seen.
       combo: skin-tone variants never seen together.
       train_captions: on how many training pictures, evenly spread, captions are compared.
+      drawing: fields of `DrawOptions` for the drawings.
       seed: of the drawings.
       say: told what is being measured.
     """
@@ -123,7 +126,7 @@ def evaluate(
     }
     say("drawing")
     prompts = [example["captions"][0] for example in combo.examples]
-    drawings = np.stack([drawn[0] for drawn in model.draw(prompts, n=1, seed=seed)])
+    drawings = np.stack([drawn[0] for drawn in model.draw(prompts, n=1, seed=seed, **drawing)])
     neighbours = _neighbours(_embed(model, drawings), _embed(model, everything))
     metrics |= _drawing_metrics(neighbours, combo.examples, records)
     return Evaluation(
@@ -169,7 +172,7 @@ def _cosine_loss(model: Lavit, images_MHWC: Images, tokens: Sequence[Any]) -> fl
     def distance(params: Any, images: Any, ids: Any, valid: Any) -> Any:
         x = model_functions.encode_image(m, params, images)
         rec = model_functions.detokenize(m, params, model.codebook, ids, valid)
-        return jax.vmap(cosine_distance)(x, rec)
+        return jax.vmap(lambda one, other: cosine_distance(one[None], other[None]))(x, rec)
 
     ids = np.zeros((len(tokens), length), np.int32)
     valid = np.zeros((len(tokens), length), bool)

@@ -17,7 +17,7 @@ from lavit_jax.models.lavit import Modules
 from lavit_jax.parallel import rules
 from lavit_jax.parallel.compiled import Program
 
-CACHE = ("layers", "batch", None, "act_heads", None)
+CACHE = ("layers", "batch", "act_heads", None, None)
 
 
 def prefill_program(modules: Modules, mesh: Mesh, rows: int, places: int, room: int) -> Program:

@@ -5,331 +5,365 @@ Legend: H height, W width, N patches.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from lavit_jax.data import images as image_data
-from lavit_jax.data.layout import QUESTION, SpecialIds
+from lavit_jax.convert import record
+from lavit_jax.data.layout import QUESTION
 from lavit_jax.data.text import TextTokenizer
 from lavit_jax.errors import UserError
-from lavit_jax.inference import prompts as layout
-from lavit_jax.inference.beams import BeamConfig
-from lavit_jax.inference.generate import SamplingConfig
-from lavit_jax.inference.programs import banned_ids, programs
-from lavit_jax.inference.prompts import Features, Row
-from lavit_jax.models.config import LavitConfig
-from lavit_jax.models.lavit import Modules
+from lavit_jax.inference import drawing, painting, pixels, presets, scoring, writing
+from lavit_jax.inference.engine import (
+    Engine,
+    Image,
+    Prompt,
+    VisualTokens,
+    as_picture,
+    nonblank,
+)
+from lavit_jax.inference.pixels import PixelDecoder, Settings
+from lavit_jax.inference.presets import DrawChanges, TextChanges
+from lavit_jax.inference.scoring import Score
+from lavit_jax.inference.selection import Selection
+from lavit_jax.inference.writing import Said
+from lavit_jax.models.lavit import Modules, build_modules
 from lavit_jax.models.quantizer import Codebook
 
-Image = np.ndarray | str | os.PathLike[str]
-Prompt = str | Sequence[str | np.ndarray | os.PathLike[str]]
+__all__ = ["Image", "Lavit", "Prompt", "Said", "Score", "VisualTokens", "load"]
 
-ROWS = 64  # computed at a time at most
-# Published bounds on a drawing's ids, as shares of the patches: 20 and 200 of 256.
-LEAST_DRAWN, MOST_DRAWN = 20 / 256, 200 / 256
+if TYPE_CHECKING:
+    from lavit_jax.convert.published import Published
+    from lavit_jax.convert.record import Record
 
-
-@dataclasses.dataclass(frozen=True)
-class VisualTokens:
-    """A picture in the model's visual language.
-
-    Attributes:
-      ids: codes of the kept patches in raster order, int32 [kept].
-      keep: which patches are kept, bool [N].
-      kept: how many.
-    """
-
-    ids: np.ndarray
-    keep: np.ndarray
-
-    @property
-    def kept(self) -> int:
-        return len(self.ids)
+Select = str | Selection
 
 
-class Lavit:
+class Lavit(Engine):
     """A trained model. Every method takes and gives lists, and computes them in batches.
 
-    Images are paths or uint8 [H, W, 3] arrays of any size. Programs are compiled once for each
-    bucket of shapes: rows are padded to powers of two up to `ROWS`, prompts to multiples of 16.
+    Images are paths or uint8 [H, W, 3] arrays of any size. What a batch holds may differ in every
+    way: lengths, the number of pictures and where they stand.
+
+    Every method that reads pictures takes `select`, which patches become tokens: "greedy" (those
+    likelier kept than dropped), "threshold=T" (those of a keep probability above T), "sample"
+    (by that probability, as the published code does at inference; needs a `seed` to repeat) or
+    "top=K" (the K of highest score: a token budget).
+
+    Settings that are not given come from a preset; see `inference.presets`. `preset` names it,
+    None is the model's own. Fields of `TextOptions` or `DrawOptions` may be given by name.
 
     Attributes:
-      config: sizes.
-      modules: the Flax modules.
-      params: their parameters by module.
-      codebook: the codes ids stand for.
-      text: the text tokenizer.
+      preset: name of the preset used when none is named: "own" for what is trained here,
+        "published" for converted weights.
     """
 
     def __init__(
-        self, modules: Modules, params: dict[str, Any], codebook: Codebook, text: TextTokenizer
+        self,
+        modules: Modules,
+        params: dict[str, Any],
+        codebook: Codebook | None,
+        text: TextTokenizer | None,
+        preset: str = "own",
+        decoders: pixels.Decoders | None = None,
     ) -> None:
-        self.config: LavitConfig = modules.config
-        self.modules, self.params, self.codebook, self.text = modules, params, codebook, text
-        self._programs = programs(modules)
-        self._special = SpecialIds(modules.config.llm.text_vocab, modules.config.llm.codes)
+        super().__init__(modules, params, codebook, text, decoders)
+        presets.preset(preset)
+        self.preset = preset
 
-    def tokenize(self, images: Sequence[Image]) -> list[VisualTokens]:
+    def tokenize(
+        self, images: Sequence[Image], select: Select = "greedy", seed: int = 0
+    ) -> list[VisualTokens]:
         """Turns pictures into visual ids.
 
         Args:
           images: paths or uint8 [H, W, 3].
+          select: which patches become tokens.
+          seed: of a sampled selection.
 
         Returns:
           For each its ids, int32 [kept], and which patches are kept, bool [N].
 
         Raises:
-          UserError: an image that cannot be read.
+          UserError: an image that cannot be read, or a bad selection.
         """
-        self._need("encoder", "selector", "merger", "quantizer")
-        found = []
-        for rows, pixels in self._batches(self._pixels(images)):
-            tokens = self._programs.tokenize(self.params, self.codebook, pixels)
-            keep, valid, ids = jax.device_get((tokens.keep_BN, tokens.kept.valid_BL, tokens.ids_BL))
-            found += [VisualTokens(ids[row, valid[row]], keep[row] > 0.5) for row in range(rows)]
-        return found
+        return self.tokens(images, self.selection(select), seed)
 
     def caption(
-        self, images: Sequence[Image], prompt: str = "", beams: int = 2, max_new: int = 36
+        self,
+        images: Sequence[Image],
+        prompt: str = "",
+        *,
+        select: Select = "greedy",
+        seed: int = 0,
+        preset: str | None = None,
+        **changes: Unpack[TextChanges],
     ) -> list[str]:
         """Says what is in pictures.
 
         Args:
           images: paths or uint8 [H, W, 3].
           prompt: how every caption begins.
-          beams: of the beam search; 1 is greedy.
-          max_new: the most tokens of a caption.
+          select: which patches the model sees.
+          seed: of sampling.
+          preset: where settings come from.
+          changes: fields of `TextOptions`, such as beams=5, max_new=20 or temperature=0.7.
 
         Returns:
           A caption for each picture, `prompt` not repeated.
 
         Raises:
-          UserError: an image that cannot be read, or a prompt longer than the context.
+          UserError: an image that cannot be read, a prompt longer than the context, or settings
+            that do not fit together.
         """
-        begun = self.text.encode(prompt) if prompt else []
-        return self._say(images, [begun] * len(images), BeamConfig(beams, max_new))
+        prompts = [[image, prompt] for image in map(as_picture, images)]
+        said = self.complete(prompts, select=select, seed=seed, preset=preset, **changes)
+        return [texts[0].text for texts in said]
 
     def answer(
-        self, images: Sequence[Image], questions: Sequence[str], beams: int = 5, max_new: int = 16
+        self,
+        images: Sequence[Image],
+        questions: Sequence[str],
+        *,
+        select: Select = "greedy",
+        seed: int = 0,
+        preset: str | None = None,
+        **changes: Unpack[TextChanges],
     ) -> list[str]:
         """Answers a question about each picture.
 
         Args:
           images: paths or uint8 [H, W, 3].
           questions: one for each picture.
-          beams: of the beam search; 1 is greedy.
-          max_new: the most tokens of an answer.
+          select: which patches the model sees.
+          seed: of sampling.
+          preset: where settings come from.
+          changes: fields of `TextOptions`.
 
         Returns:
           An answer to each question.
 
         Raises:
-          UserError: an image that cannot be read, an empty question, one longer than the context,
-            or another number of questions than images.
+          UserError: as `caption`; an empty question, or another number of them than of images.
         """
         if len(images) != len(questions):
             raise UserError(f"{len(images)} images and {len(questions)} questions")
-        asked = [
-            self.text.encode(QUESTION.format(_nonblank(question, "question")))
-            for question in questions
-        ]
-        search = BeamConfig(beams, max_new, length_penalty=0.0, early_stopping=True)
-        return self._say(images, asked, search)
+        self.need("llm", "conditioner")
+        asked = [QUESTION.format(nonblank(question, "question")) for question in questions]
+        options = presets.changed(presets.preset(preset or self.preset).answer, changes)
+        prompts = [[as_picture(image), words] for image, words in zip(images, asked)]
+        said = writing.write(self, prompts, options, select=self.selection(select), seed=seed)
+        return [texts[0].text for texts in said]
+
+    def complete(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        n_best: int = 1,
+        select: Select = "greedy",
+        seed: int = 0,
+        preset: str | None = None,
+        **changes: Unpack[TextChanges],
+    ) -> list[list[Said]]:
+        """Goes on with words after prompts of words and pictures, with the settings of captions.
+
+        Args:
+          prompts: words; or a list of words and pictures in any order, a path being a `Path`.
+          n_best: texts of each prompt, at most as many as there are beams.
+          select: which patches the model sees.
+          seed: of sampling.
+          preset: where settings come from.
+          changes: fields of `TextOptions`.
+
+        Returns:
+          For each prompt its texts with their scores, best first.
+
+        Raises:
+          UserError: as `caption`; an empty prompt.
+        """
+        self.need("llm", "conditioner")
+        rows = [[prompt] if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+        for row in rows:
+            if not any(isinstance(p, np.ndarray | os.PathLike) or p.strip() for p in row):
+                raise UserError("the prompt is empty")
+        options = presets.changed(presets.preset(preset or self.preset).caption, changes)
+        selection = self.selection(select)
+        return writing.write(self, rows, options, n_best=n_best, select=selection, seed=seed)
 
     def draw(
         self,
         prompts: Sequence[Prompt],
         images: Sequence[Image] | None = None,
         n: int = 1,
-        guidance: float = 4.0,
-        temperature: float = 1.0,
-        top_k: int | None = 50,
+        *,
+        select: Select = "greedy",
         seed: int = 0,
+        preset: str | None = None,
+        **changes: Unpack[DrawChanges],
     ) -> list[list[np.ndarray]]:
-        """Draws pictures with the one-pass pixel head.
+        """Draws pictures.
 
         Args:
-          prompts: words; or a list of words and pictures in any order.
+          prompts: words; or a list of words and pictures in any order, a path being a `Path`.
           images: pictures that go before every prompt.
           n: pictures of each prompt.
-          guidance: s of classifier-free guidance (Paper: Eq. 7); 1 is none.
-          temperature: of sampling ids; 0 is greedy.
-          top_k: sample among the k likeliest ids; None is all.
+          select: which patches of the prompts' pictures the model sees.
           seed: the same seed gives the same pictures.
+          preset: where settings come from.
+          changes: fields of `DrawOptions`, such as guidance=6.0, temperature=0, top_k=None,
+            best_of=4 (rank that many candidates of each picture by `score`) or
+            decoder="highres".
 
         Returns:
           For each prompt n pictures, uint8 [H, W, 3].
 
         Raises:
-          UserError: an empty prompt, one longer than the context, an image that cannot be read.
+          UserError: an empty prompt, one longer than the context, an image that cannot be read,
+            a decoder the model does not have, or settings that do not fit together.
         """
-        self._need("llm", "decoder", "pixel_head")
-        rows = self._drawing_rows(prompts, images or ())
-        root = jax.random.key(seed)
-        most = min(int(MOST_DRAWN * self.config.patches), self.config.max_kept) + 1
-        config = SamplingConfig(
-            max_new=most,
-            min_new=int(LEAST_DRAWN * self.config.patches),
-            temperature=temperature or None,
-            top_k=top_k if temperature else None,
-            guidance=None if guidance == 1 else guidance,
-        )
-        banned = banned_ids(self.modules, text=False)
-        jobs = [(row, number) for row in range(len(rows)) for number in range(n)]
-        # A drawing depends on the seed, its prompt's place and its own number only.
-        fold = jax.random.fold_in
-        keys = jax.vmap(lambda row, number: fold(fold(root, row), number))
-        pictures: list[np.ndarray] = []
-        for start in range(0, len(jobs), ROWS):
-            part = jobs[start : start + ROWS]
-            height = layout.bucket(len(part), ROWS)
-            arrays = self._lay([rows[row] for row, _ in part], height, most)
-            padded = np.array(part + [part[-1]] * (height - len(part)), np.uint32)
-            found = self._programs.sample(
-                self.params,
-                None,
-                *arrays,
-                config,
-                banned,
-                jnp.full(height, self._special.image_end),
-                keys(padded[:, 0], padded[:, 1]),
-                jnp.full((height, 1), self._special.image_start),
-            )
-            codes = found.ids_BM[:, : self.config.max_kept] - self._special.code(0)
-            painted = self._programs.paint(self.params, self.codebook, codes, found.lengths_B)
-            pictures += list(np.asarray(painted)[: len(part)])
-        return [pictures[row * n : (row + 1) * n] for row in range(len(rows))]
+        options = presets.changed(presets.preset(preset or self.preset).draw, changes)
+        paint = painting.choose(self, options.decoder)
+        selection = self.selection(select)
+        read = drawing.read_prompts(self, prompts, images or (), selection, seed)
+        return drawing.draw(self, read, n, options, paint, seed)
 
-    def reconstruct(self, images: Sequence[Image]) -> list[np.ndarray]:
+    def reconstruct(
+        self,
+        images: Sequence[Image],
+        decoder: str | None = None,
+        *,
+        select: Select = "greedy",
+        seed: int = 0,
+        decoder_guidance: float | None = None,
+        decoder_steps: int | None = None,
+    ) -> list[np.ndarray]:
         """Draws pictures again from nothing but their visual ids.
 
         Args:
           images: paths or uint8 [H, W, 3].
+          decoder: "onepass", "lowres" or "highres"; None is the first the model has.
+          select: which patches become tokens.
+          seed: of a sampled selection and of a decoder that samples.
+          decoder_guidance: of a decoder that has it.
+          decoder_steps: of a decoder that has them.
+
+        Returns:
+          uint8 [H, W, 3] each.
+
+        Raises:
+          UserError: an image that cannot be read, or a decoder the model does not have.
+        """
+        paint = painting.choose(self, decoder)
+        found = self.tokenize(images, select, seed)
+        settings = Settings(guidance=decoder_guidance, steps=decoder_steps)
+        return paint([tokens.ids for tokens in found], seed, settings)
+
+    def paint(
+        self,
+        ids: Sequence[np.ndarray],
+        decoder: str | None = None,
+        seed: int = 0,
+        settings: Settings | None = None,
+    ) -> list[np.ndarray]:
+        """Paints pictures from their visual ids.
+
+        Args:
+          ids: codes of each picture, as `tokenize` finds them.
+          decoder: "onepass", "lowres" or "highres"; None is the first the model has.
+          seed: of a diffusion decoder's noise.
+          settings: of a diffusion decoder; what is not given is its own.
 
         Returns:
           A picture for each, uint8 [H, W, 3].
 
         Raises:
-          UserError: an image that cannot be read.
+          UserError: a decoder the model does not have, or settings it cannot follow.
         """
-        self._need("decoder", "pixel_head")
-        found = []
-        for rows, pixels in self._batches(self._pixels(images)):
-            tokens = self._programs.tokenize(self.params, self.codebook, pixels)
-            counts = tokens.kept.valid_BL.sum(axis=1)
-            painted = self._programs.paint(self.params, self.codebook, tokens.ids_BL, counts)
-            found += list(np.asarray(painted)[:rows])
-        return found
+        return painting.choose(self, decoder)(ids, seed, settings)
 
-    def _say(
-        self, images: Sequence[Image], after: Sequence[Sequence[int]], config: BeamConfig
-    ) -> list[str]:
-        """Text after each image and the ids that follow it."""
-        self._need("llm", "conditioner")
-        banned = banned_ids(self.modules, text=True)
-        special = self._special
-        said: list[str] = []
-        for rows, pixels in self._batches(self._pixels(images)):
-            seen = self._programs.see(self.params, pixels)
-            kept = (np.asarray(seen.keep_BN)[:rows] > 0.5).sum(axis=1)
-            prompts: list[Row] = [
-                [special.image_start, Features(0, int(count)), special.image_end, *ids]
-                for count, ids in zip(kept, after[len(said) : len(said) + rows])
-            ]
-            arrays = self._lay(prompts, len(pixels), config.max_new)
-            found = self._programs.search(
-                self.params,
-                seen.features_BLE[:, None],
-                *arrays,
-                config,
-                banned,
-                jnp.full(len(pixels), special.eos),
-            )
-            ids, lengths = np.asarray(found.ids_BWM[:, 0]), np.asarray(found.lengths_BW[:, 0])
-            said += [self.text.decode(ids[r, : lengths[r]].tolist()).strip() for r in range(rows)]
-        return said
+    def score(
+        self,
+        images: Sequence[Image],
+        texts: Sequence[str],
+        select: Select = "greedy",
+        seed: int = 0,
+    ) -> list[Score]:
+        """Says how likely texts are given pictures, and pictures given texts.
 
-    def _drawing_rows(self, prompts: Sequence[Prompt], before: Sequence[Image]) -> list[Row]:
-        """Prompts as ids: pictures as [IMG] codes [/IMG], and [IMG] at the end."""
-        parts: list[list[Any]] = []
-        for prompt in prompts:
-            if isinstance(prompt, str):
-                _nonblank(prompt, "prompt")
-            elif not prompt:
-                raise UserError("the prompt is empty")
-            parts.append([*before, *([prompt] if isinstance(prompt, str) else prompt)])
-        pictures = [p for row in parts[:1] for p in row[: len(before)]]
-        pictures += [p for row in parts for p in row[len(before) :] if not isinstance(p, str)]
-        tokens = iter(self.tokenize(pictures) if pictures else [])
-        shared = [i for _ in before for i in self._special.visual(next(tokens).ids)]
-        rows: list[Row] = []
-        for row in parts:
-            ids = list(shared)
-            for part in row[len(before) :]:
-                if isinstance(part, str):
-                    ids += self.text.encode(part)
-                else:
-                    ids += self._special.visual(next(tokens).ids)
-            rows.append([*ids, self._special.image_start])
-        return rows
+        Args:
+          images: paths or uint8 [H, W, 3].
+          texts: one for each image; or one image for all texts, or one text for all images.
+          select: which patches become tokens.
+          seed: of a sampled selection.
 
-    def _lay(self, rows: Sequence[Row], height: int, new: int) -> layout.Arrays:
-        room = self.config.llm.max_length - new
-        return layout.lay(rows, height, self.config.patches, room)
+        Returns:
+          Log-likelihoods of each pair in both directions; an empty text gives the picture's own.
 
-    def _pixels(self, images: Sequence[Image]) -> list[np.ndarray]:
-        size = self.config.encoder.image_size
-        return [image_data.resize(_array(image), size) for image in images]
-
-    def _batches(self, pixels: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
-        """Stacks of pictures, each with how many of it are real."""
-        for start in range(0, len(pixels), ROWS):
-            part = list(pixels[start : start + ROWS])
-            height = layout.bucket(len(part), ROWS)
-            yield len(part), np.stack(part + [part[-1]] * (height - len(part)))
-
-    def _need(self, *names: str) -> None:
-        missing = [name for name in names if name not in self.params]
-        if missing:
-            raise UserError(
-                f"this model has no {missing[0]} yet: its training has not come to the phase "
-                "that makes it"
-            )
-
-
-def _array(image: Image) -> np.ndarray:
-    if not isinstance(image, np.ndarray):
-        return image_data.load_image(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise UserError(
-            f"an image is a path or a uint8 array [H, W, 3], got {image.dtype} {list(image.shape)}"
-        )
-    return image
-
-
-def _nonblank(text: str, what: str) -> str:
-    if not text.strip():
-        raise UserError(f"the {what} is empty")
-    return text
+        Raises:
+          UserError: an image that cannot be read, numbers that do not pair, or a pair longer than
+            the context.
+        """
+        return scoring.score(self, images, texts, select=self.selection(select), seed=seed)
 
 
 def load(workdir: str | os.PathLike[str]) -> Lavit:
-    """Loads a training run's newest checkpoint.
+    """Loads a training run's newest checkpoint, or a converted one.
+
+    The diffusion decoders of a converted one are read when they are first used.
 
     Args:
-      workdir: the run's directory.
+      workdir: the run's directory, or one made by `lavit convert`.
 
     Raises:
-      UserError: no such run, or it has no readable checkpoint.
+      UserError: no such directory, or it has no readable checkpoint.
     """
+    if (Path(workdir) / record.FILE).is_file():
+        return _load_converted(Path(workdir))
     from lavit_jax.training.restore import restore
 
     found = restore(Path(workdir))
-    return Lavit(found.modules, found.params, found.codebook, found.text)
+    decoders = pixels.trained(found.modules, found.params, found.codebook)
+    return Lavit(found.modules, found.params, found.codebook, found.text, decoders=decoders)
+
+
+def _load_converted(directory: Path) -> Lavit:
+    """The parts of a converted checkpoint that inference uses."""
+    from lavit_jax.convert import load as converted
+    from lavit_jax.convert.published import PARTS
+
+    stored = record.load(directory)
+    found = converted.load_converted(directory, parts=[p for p in stored.parts if p in PARTS])
+    text = converted.text_tokenizer(directory)
+    decoders = _converted_decoders(directory, stored, found)
+    modules = build_modules(found.config)
+    return Lavit(modules, found.params, found.codebook, text, "published", decoders)
+
+
+def _converted_decoders(directory: Path, stored: Record, found: Published) -> pixels.Decoders:
+    """The diffusion decoders that are whole, each with its condition head."""
+    from lavit_jax.convert import load as converted
+    from lavit_jax.convert.pixel_infer import FOLDERS
+
+    there = {module for modules in stored.parts.values() for module in modules}
+
+    def reader(kind: str) -> Callable[[], PixelDecoder]:
+        # Nothing but the heads is held on to: the language model has another form by then.
+        heads = {name: found.params[name] for name in pixels.NEEDED[kind] if name in found.params}
+        headed = found._replace(params=heads)
+
+        @functools.cache
+        def read() -> PixelDecoder:
+            more = converted.load_converted(directory, parts=[FOLDERS[kind]]).params
+            return pixels.published(headed._replace(params={**headed.params, **more}))[kind]
+
+        return read
+
+    return {
+        kind: reader(kind)
+        for kind, needed in pixels.NEEDED.items()
+        if found.codebook is not None and there.issuperset(needed)
+    }

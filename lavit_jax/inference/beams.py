@@ -31,8 +31,9 @@ class BeamConfig:
       max_new: M, the most new tokens, the stop id included.
       min_new: tokens a beam has before it may stop.
       length_penalty: scores are summed log-probabilities over length to this power.
-      early_stopping: a row is done once W beams have ended; otherwise once no running beam could
-        still become better than the worst of them.
+      early_stopping: a row is done once W beams have ended; otherwise once the best running beam,
+        were it to end now, would not beat the worst of them.
+      repetition_penalty: lowers log-probabilities of ids a beam has chosen before; None is 1.
     """
 
     beams: int = flax.struct.field(pytree_node=False)
@@ -40,6 +41,7 @@ class BeamConfig:
     min_new: int | Int[Array, ""] = 0
     length_penalty: float | Float[Array, ""] = 1.0
     early_stopping: bool = flax.struct.field(pytree_node=False, default=False)
+    repetition_penalty: float | Float[Array, ""] | None = None
 
 
 class Beams(NamedTuple):
@@ -48,7 +50,8 @@ class Beams(NamedTuple):
     Attributes:
       ids_BWM: ids, the stop id included where one ended the beam, then 0.
       lengths_BW: ids before the stop id.
-      scores_BW: summed log-probability over length to the power of the length penalty.
+      scores_BW: summed log-probability over length to the power of the length penalty, the stop
+        id counted; -inf where there are fewer than W continuations.
     """
 
     ids_BWM: Int[Array, "B W M"]
@@ -104,7 +107,11 @@ def search(
     )
 
     def choose(state: _State, logits_RV: Array) -> _State:
-        log_probs = logits.suppress(jax.nn.log_softmax(logits_RV, axis=-1), banned_V)
+        log_probs = jax.nn.log_softmax(logits_RV, axis=-1)
+        if config.repetition_penalty is not None:
+            seen_RV = _chosen(state.ids_BWM, state.step, log_probs.shape[1])
+            log_probs = logits.penalize_repetition(log_probs, seen_RV, config.repetition_penalty)
+        log_probs = logits.suppress(log_probs, banned_V)
         too_short = state.step < config.min_new
         log_probs = logits.hold_stop(log_probs, jnp.repeat(stop_B, beams), too_short)
         return _advance(state, log_probs.reshape(rows, beams, -1), config, stop_B, places)
@@ -118,19 +125,15 @@ def search(
         return choose(state._replace(context=context), logits_RV)
 
     state = choose(state, jnp.repeat(first_BV, beams, axis=0))
-    state = jax.lax.while_loop(unfinished, read, state)
-    running = Beams(
-        state.ids_BWM,
-        jnp.full((rows, beams), state.step, jnp.int32),
-        _normal(state.sums_BW, state.step, config),
-    )
-    whole = _best(state.ended, running, beams)
-    kept = state.done_B[:, None]
-    return Beams(
-        jnp.where(kept[..., None], state.ended.ids_BWM, whole.ids_BWM),
-        jnp.where(kept, state.ended.lengths_BW, whole.lengths_BW),
-        jnp.where(kept, state.ended.scores_BW, whole.scores_BW),
-    )
+    return jax.lax.while_loop(unfinished, read, state).ended
+
+
+def _chosen(ids_BWM: Array, count: Array, vocab: int) -> Bool[Array, "R V"]:
+    """Which ids the running beams have chosen."""
+    ids_RM = ids_BWM.reshape(-1, ids_BWM.shape[2])
+    real_RM = jnp.broadcast_to(jnp.arange(ids_RM.shape[1]) < count, ids_RM.shape)
+    rows = jnp.arange(len(ids_RM))[:, None]
+    return jnp.zeros((len(ids_RM), vocab), bool).at[rows, ids_RM].max(real_RM)
 
 
 def _normal(sums: Array, length: Array | int, config: BeamConfig) -> Array:
@@ -161,25 +164,30 @@ def _advance(
     length = state.step + 1
     stops_BC = id_BC == stop_B[:, None]
 
-    # Of the candidates that end only those among the best W count, as published.
-    ends_BW = stops_BC[:, :beams] & jnp.isfinite(sums_BC[:, :beams]) & ~state.done_B[:, None]
+    # Of the candidates that end only those among the best W count, as published. At the last step
+    # all of them end.
+    last = length == config.max_new
+    ends_BW = (stops_BC | last)[:, :beams] & jnp.isfinite(sums_BC[:, :beams])
+    ends_BW &= ~state.done_B[:, None]
     scores = jnp.where(ends_BW, _normal(sums_BC[:, :beams], length, config), -jnp.inf)
-    lengths = jnp.full((rows, beams), state.step, jnp.int32)
+    lengths = jnp.where(stops_BC[:, :beams], state.step, length).astype(jnp.int32)
     ended = _best(state.ended, Beams(ids_BCM[:, :beams], lengths, scores), beams)
 
     # At most W of 2 W candidates end (each beam has one stop id), so W go on.
     order = jnp.argsort(stops_BC, axis=1, stable=True)[:, :beams]
     beam_BW = jnp.take_along_axis(beam_BC, order, axis=1)
     source_R = (jnp.arange(rows)[:, None] * beams + beam_BW).reshape(-1)
+    sums_BW = jnp.take_along_axis(sums_BC, order, axis=1)
     full = jnp.isfinite(ended.scores_BW).all(axis=1)
     if not config.early_stopping:
-        attainable = _normal(sums_BC[:, 0], length, config)
-        full &= ended.scores_BW[:, -1] >= attainable
+        full &= ended.scores_BW[:, -1] >= _normal(sums_BW[:, 0], length, config)
     return _State(
         step=length,
         ids_BWM=jnp.take_along_axis(ids_BCM, order[..., None], axis=1),
-        sums_BW=jnp.take_along_axis(sums_BC, order, axis=1),
+        sums_BW=sums_BW,
         ended=ended,
         done_B=state.done_B | full,
-        context=decoding.reorder_rows(state.context, source_R, places),
+        context=state.context
+        if beams == 1
+        else decoding.reorder_rows(state.context, source_R, places),
     )

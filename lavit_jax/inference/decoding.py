@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lavit_jax.models import llama
-from lavit_jax.models.llama import Cache, Llama
+from lavit_jax.models.llama import Caches, Llama
 
 Params = Any
 
@@ -39,13 +39,14 @@ class Context(NamedTuple):
       filled: places in use, the same for all rows.
     """
 
-    cache: Cache
+    cache: Caches
     readable_RT: Bool[Array, "R T"]
     gaps_R: Int[Array, "R"]
     filled: Int[Array, ""]
 
 
-def _run(llm: Llama, params: Params, *args: Any, method: str) -> Any:
+def run(llm: Llama, params: Params, *args: Any, method: str) -> Any:
+    """Runs a method of the module."""
     return llm.apply({"params": params}, *args, method=method)
 
 
@@ -69,7 +70,7 @@ def prefill(
     positions = jnp.maximum(jnp.cumsum(prompt.mask_RS, axis=1) - 1, 0)
     # Room still empty lies after every query.
     causal_ST = jnp.arange(total)[None] <= jnp.arange(places)[:, None]
-    hidden, cache = _run(
+    hidden, cache = run(
         llm,
         params,
         prompt.embeds_RSE,
@@ -78,7 +79,7 @@ def prefill(
         llama.empty_cache(llm.config, rows, total),
         method="hidden",
     )
-    logits = _run(llm, params, hidden[:, -1], method="logits")
+    logits = run(llm, params, hidden[:, -1], method="logits")
     gaps = places - prompt.mask_RS.sum(axis=1)
     return logits, Context(cache, readable, gaps, jnp.asarray(places))
 
@@ -87,10 +88,10 @@ def extend(
     llm: Llama, params: Params, context: Context, ids_R: Int[Array, "R"]
 ) -> tuple[Float[Array, "R V"], Context]:
     """Reads one more token of every row; scores of the next, float32."""
-    embeds = _run(llm, params, ids_R[:, None], method="embed")
+    embeds = run(llm, params, ids_R[:, None], method="embed")
     here = context.filled
     seen = jnp.arange(context.readable_RT.shape[1]) <= here
-    hidden, cache = _run(
+    hidden, cache = run(
         llm,
         params,
         embeds,
@@ -100,7 +101,7 @@ def extend(
         here,
         method="hidden",
     )
-    logits = _run(llm, params, hidden[:, 0], method="logits")
+    logits = run(llm, params, hidden[:, 0], method="logits")
     return logits, context._replace(cache=cache, filled=here + 1)
 
 
@@ -117,7 +118,7 @@ def stack(first: Prompt, second: Prompt) -> Prompt:
 
 def repeat_rows(context: Context, times: int) -> Context:
     """Every row `times` times over, its copies side by side."""
-    cache = jax.tree.map(lambda x: jnp.repeat(x, times, axis=1), context.cache)
+    cache = jax.tree.map(lambda x: jnp.repeat(x, times, axis=-4), context.cache)
     return context._replace(
         cache=cache,
         readable_RT=jnp.repeat(context.readable_RT, times, axis=0),
@@ -132,6 +133,6 @@ def reorder_rows(context: Context, source_R: Int[Array, "R"], prompt: int) -> Co
     """
 
     def taken(x: Array) -> Array:
-        return x.at[:, :, prompt:].set(x[:, source_R, prompt:])
+        return x.at[..., prompt:, :].set(x[..., source_R, :, prompt:, :])
 
     return context._replace(cache=jax.tree.map(taken, context.cache))

@@ -34,7 +34,7 @@ class SamplingConfig:
       top_k: sample among the k likeliest ids; None is all.
       top_p: sample among the fewest ids of this probability together; None is all.
       repetition_penalty: divides scores of ids chosen before; None is 1.
-      guidance: s of `logits.guide`; None is no guidance.
+      guidance: s of `logits.guide`, of all rows or of each; None is no guidance.
     """
 
     max_new: int = flax.struct.field(pytree_node=False)
@@ -43,7 +43,7 @@ class SamplingConfig:
     top_k: int | None = flax.struct.field(pytree_node=False, default=None)
     top_p: float | Float[Array, ""] | None = None
     repetition_penalty: float | Float[Array, ""] | None = None
-    guidance: float | Float[Array, ""] | None = None
+    guidance: float | Float[Array, "*B"] | None = None
 
 
 class Generated(NamedTuple):
@@ -115,7 +115,7 @@ def generate(
     )
 
     def choose(state: _State, logits_RV: Array) -> _State:
-        scores = _scores(config, logits_RV, state, banned_V, stop_B)
+        scores = next_scores(config, logits_RV, state.step, state.seen_BV, banned_V, stop_B)
         return _write(state, _pick(config, scores, keys_B, state.step), stop_B)
 
     def unfinished(state: _State) -> Array:
@@ -131,17 +131,32 @@ def generate(
     return Generated(state.ids_BM, state.lengths_B)
 
 
-def _scores(
-    config: SamplingConfig, logits_RV: Array, state: _State, banned_V: Array, stop_B: Array
+def next_scores(
+    config: SamplingConfig,
+    logits_RV: Float[Array, "R V"],
+    step: Int[Array, ""] | int,
+    seen_BV: Bool[Array, "B V"] | None,
+    banned_V: Bool[Array, "V"],
+    stop_B: Int[Array, "B"],
 ) -> Float[Array, "B V"]:
+    """What the next token is chosen by: guided, penalised, impossible ids at -inf.
+
+    Args:
+      config: how to choose.
+      logits_RV: the model's scores; with guidance all conditional rows, then the unconditional.
+      step: tokens chosen so far.
+      seen_BV: ids chosen so far; read only when `config.repetition_penalty` is given.
+      banned_V: ids that are never chosen.
+      stop_B: the id that ends each row.
+    """
     scores = logits_RV
     if config.guidance is not None:
         conditional, unconditional = jnp.split(logits_RV, 2)
-        scores = logits.guide(conditional, unconditional, config.guidance)
-    if config.repetition_penalty is not None and state.seen_BV is not None:
-        scores = logits.penalize_repetition(scores, state.seen_BV, config.repetition_penalty)
+        scores = logits.guide(conditional, unconditional, jnp.reshape(config.guidance, (-1, 1)))
+    if config.repetition_penalty is not None and seen_BV is not None:
+        scores = logits.penalize_repetition(scores, seen_BV, config.repetition_penalty)
     scores = logits.suppress(scores, banned_V)
-    return logits.hold_stop(scores, stop_B, state.step < config.min_new)
+    return logits.hold_stop(scores, stop_B, step < config.min_new)
 
 
 def _pick(config: SamplingConfig, scores_BV: Array, keys_B: Array, step: Array) -> Int[Array, "B"]:

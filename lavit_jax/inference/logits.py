@@ -52,13 +52,15 @@ def keep_top_p(scores_BC: Float[Array, "B C"], p: Number) -> Float[Array, "B C"]
     return jnp.where(kept, scores_BC, -jnp.inf)
 
 
-def guide(conditional_BV: Scores, unconditional_BV: Scores, scale: Number) -> Scores:
+def guide(
+    conditional_BV: Scores, unconditional_BV: Scores, scale: float | Float[Array, "#B 1"]
+) -> Scores:
     """u + s (c - u) of log-probabilities (Paper: Eq. 7); s = 1 is the conditional alone.
 
     Args:
       conditional_BV: scores given the prompt, any constant per row off.
       unconditional_BV: scores given no prompt.
-      scale: s.
+      scale: s, of all rows or of each.
     """
     c = jax.nn.log_softmax(conditional_BV, axis=-1)
     u = jax.nn.log_softmax(unconditional_BV, axis=-1)

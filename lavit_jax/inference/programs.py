@@ -3,22 +3,24 @@
 Parameters are arguments, so one program serves every state of a training run; each is compiled
 once for each shape it is called with.
 
-Legend: B images, R rows, L kept (padded), N patches, E llm width, S prompt places.
+Legend: B images, R rows, J images of a row, L kept (padded), N patches, E llm width, S prompt
+places, V vocabulary.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from lavit_jax.inference import beams, generate
+from lavit_jax.inference import beams, generate, likelihood
 from lavit_jax.inference.beams import BeamConfig, Beams
 from lavit_jax.inference.decoding import Prompt
 from lavit_jax.inference.generate import Generated, SamplingConfig
+from lavit_jax.inference.selection import Selection
 from lavit_jax.models import decoder, lavit
 from lavit_jax.models.lavit import Modules, Params, Tokens
 from lavit_jax.models.quantizer import Codebook
@@ -41,17 +43,31 @@ class Programs:
         self.paint = jax.jit(self._paint)
         self.sample = jax.jit(self._sample)
         self.search = jax.jit(self._search)
+        self.likelihood = jax.jit(self._likelihood, static_argnames="most")
 
     def _tokenize(
-        self, params: Params, book: Codebook, images_BHWC: UInt8[Array, "B H W 3"]
+        self,
+        params: Params,
+        book: Codebook,
+        images_BHWC: UInt8[Array, "B H W 3"],
+        select: Selection,
+        keys_B: Key[Array, "B"],
     ) -> Tokens:
         """Images to visual ids."""
-        return lavit.tokenize(self._modules, params, book, images_BHWC)
+        decide = functools.partial(select.decide, keys_B=keys_B)
+        return lavit.tokenize(self._modules, params, book, images_BHWC, decide)
 
-    def _see(self, params: Params, images_BHWC: UInt8[Array, "B H W 3"]) -> Seen:
+    def _see(
+        self,
+        params: Params,
+        images_BHWC: UInt8[Array, "B H W 3"],
+        select: Selection,
+        keys_B: Key[Array, "B"],
+    ) -> Seen:
         """Images to condition features."""
         x = lavit.encode_image(self._modules, params, images_BHWC)
-        keep, kept = lavit.select_greedy(self._modules, params, x)
+        decide = functools.partial(select.decide, keys_B=keys_B)
+        keep, kept = lavit.select(self._modules, params, x, decide)
         return Seen(keep, lavit.run(self._modules, params, "conditioner", x, keep, kept))
 
     def _paint(
@@ -64,17 +80,24 @@ class Programs:
         return decoder.to_uint8(lavit.paint(self._modules, params, x_rec))
 
     def _prompt(
-        self, params: Params, features_RJLE: Array | None, ids_RS: Array, feature_RS: Array
+        self,
+        params: Params,
+        features_BLE: Array | None,
+        image_RJ: Array | None,
+        ids_RS: Array,
+        feature_RS: Array,
     ) -> Array:
         embeds = lavit.run(self._modules, params, "llm", ids_RS, method="embed")
-        if features_RJLE is None:
+        if features_BLE is None:
             return embeds
+        features_RJLE = features_BLE[image_RJ]
         return lavit.embed_mixed(embeds, features_RJLE, feature_RS, self._modules.config.patches)
 
     def _sample(
         self,
         params: Params,
-        features_RJLE: Float[Array, "R J L E"] | None,
+        features_BLE: Float[Array, "B L E"] | None,
+        image_RJ: Int[Array, "R J"] | None,
         ids_RS: Int[Array, "R S"],
         feature_RS: Int[Array, "R S"],
         mask_RS: Bool[Array, "R S"],
@@ -85,20 +108,28 @@ class Programs:
         unconditional_ids_R1: Int[Array, "R 1"] | None = None,
     ) -> Generated:
         """Continues prompts by `generate.generate`."""
-        prompt = Prompt(self._prompt(params, features_RJLE, ids_RS, feature_RS), mask_RS)
+        embeds = self._prompt(params, features_BLE, image_RJ, ids_RS, feature_RS)
         other = None
         if unconditional_ids_R1 is not None:
-            alone = self._prompt(params, None, unconditional_ids_R1, feature_RS)
+            alone = self._prompt(params, None, None, unconditional_ids_R1, feature_RS)
             other = Prompt(alone, mask_RS.any(axis=1, keepdims=True))
         llm, weights = self._modules.llm, params["llm"]
         return generate.generate(
-            llm, weights, prompt, config, banned_V, stop_R, keys_R, unconditional=other
+            llm,
+            weights,
+            Prompt(embeds, mask_RS),
+            config,
+            banned_V,
+            stop_R,
+            keys_R,
+            unconditional=other,
         )
 
     def _search(
         self,
         params: Params,
-        features_RJLE: Float[Array, "R J L E"] | None,
+        features_BLE: Float[Array, "B L E"] | None,
+        image_RJ: Int[Array, "R J"] | None,
         ids_RS: Int[Array, "R S"],
         feature_RS: Int[Array, "R S"],
         mask_RS: Bool[Array, "R S"],
@@ -107,8 +138,27 @@ class Programs:
         stop_R: Int[Array, "R"],
     ) -> Beams:
         """Continues prompts by `beams.search`."""
-        prompt = Prompt(self._prompt(params, features_RJLE, ids_RS, feature_RS), mask_RS)
-        return beams.search(self._modules.llm, params["llm"], prompt, config, banned_V, stop_R)
+        embeds = self._prompt(params, features_BLE, image_RJ, ids_RS, feature_RS)
+        llm, weights = self._modules.llm, params["llm"]
+        return beams.search(llm, weights, Prompt(embeds, mask_RS), config, banned_V, stop_R)
+
+    def _likelihood(
+        self,
+        params: Params,
+        features_BLE: Float[Array, "B L E"] | None,
+        image_RJ: Int[Array, "R J"] | None,
+        ids_RS: Int[Array, "R S"],
+        feature_RS: Int[Array, "R S"],
+        mask_RS: Bool[Array, "R S"],
+        targets_R: Int[Array, "R"],
+        most: int,
+    ) -> Float[Array, "R"]:
+        """Log-probability of each row's last `targets_R` ids, at most `most`, after the others."""
+        embeds = self._prompt(params, features_BLE, image_RJ, ids_RS, feature_RS)
+        llm, weights = self._modules.llm, params["llm"]
+        return likelihood.of_last(
+            llm, weights, Prompt(embeds, mask_RS), ids_RS[:, -most:], targets_R
+        )
 
 
 @functools.cache
@@ -117,7 +167,7 @@ def programs(modules: Modules) -> Programs:
     return Programs(modules)
 
 
-def banned_ids(modules: Modules, *, text: bool, first_text: int = 0) -> Any:
+def banned_ids(modules: Modules, *, text: bool, first_text: int = 0) -> Bool[Array, "V"]:
     """Ids that may not be generated, bool [V].
 
     Args:

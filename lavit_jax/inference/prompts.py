@@ -48,6 +48,15 @@ class Arrays(NamedTuple):
     mask_RS: Bool[np.ndarray, "R S"]
 
 
+def padded(codes: Sequence[np.ndarray], height: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes as one array [height, length], int32, and how many each row has."""
+    ids_BL, count_B = np.zeros((height, length), np.int32), np.zeros(height, np.int32)
+    for row, ids in enumerate(codes):
+        count_B[row] = min(len(ids), length)
+        ids_BL[row, : count_B[row]] = ids[:length]
+    return ids_BL, count_B
+
+
 def lay(rows: Sequence[Row], height: int, patches: int, context: int) -> Arrays:
     """Lays prompts out, each ending at the last place.
 

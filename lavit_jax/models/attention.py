@@ -67,24 +67,36 @@ def attend(
     """
     if isinstance(mask_BQK, Segments):
         return splash.causal(q_BQHd, k_BKGd, v_BKGd, mask_BQK.ids_BS)
+    return attend_cached(q_BQHd, heads_first(k_BKGd), heads_first(v_BKGd), mask_BQK, bias_BQK)
+
+
+def attend_cached(
+    q_BQHd: Float[Array, "B Q H d"],
+    k_BGKd: Float[Array, "B G K d"],
+    v_BGKd: Float[Array, "B G K d"],
+    mask_BQK: Bool[Array, "B Q K"] | None = None,
+    bias_BQK: Float[Array, "B Q K"] | None = None,
+) -> Float[Array, "B Q H d"]:
+    """`attend` to keys and values whose heads lead, as a cache holds them: nothing is copied."""
     batch, queries, heads, width = q_BQHd.shape
-    groups, keys = k_BKGd.shape[2], k_BKGd.shape[1]
+    groups, keys = k_BGKd.shape[1:3]
     # Heads lead and the queries that share a key/value head form one matrix: plain batched
     # matmuls, which every backend does fastest.
-    q = _heads_first(q_BQHd * width**-0.5).reshape(batch, groups, -1, width)
-    k, v = _heads_first(k_BKGd), _heads_first(v_BKGd)
-    logits = jnp.einsum("bgqd,bgkd->bgqk", q, k, preferred_element_type=jnp.float32)
+    q = heads_first(q_BQHd * width**-0.5).reshape(batch, groups, -1, width)
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    logits = jnp.einsum("bgqd,bgkd->bgqk", q, k_BGKd, preferred_element_type=wide)
     logits = logits.reshape(batch, heads, queries, keys)
     if bias_BQK is not None:
         logits = logits + bias_BQK[:, None]
     if mask_BQK is not None:
         logits = jnp.where(mask_BQK[:, None], logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bgqk,bgkd->bgqd", weights.reshape(batch, groups, -1, keys), v)
-    return _heads_first(out.reshape(batch, heads, queries, width))
+    weights = jax.nn.softmax(logits, axis=-1).astype(v_BGKd.dtype)
+    out = jnp.einsum("bgqk,bgkd->bgqd", weights.reshape(batch, groups, -1, keys), v_BGKd)
+    return heads_first(out.reshape(batch, heads, queries, width))
 
 
-def _heads_first(x_BSHd: Array) -> Array:
+def heads_first(x_BSHd: Array) -> Array:
+    """[B, S, H, d] to [B, H, S, d], or back."""
     return x_BSHd.transpose(0, 2, 1, 3)
 
 
@@ -132,8 +144,8 @@ def policy_attend(
     Returns:
       [B, Q, H, d] in the dtype of the values.
     """
-    q = _heads_first(q_BQHd * q_BQHd.shape[-1] ** -0.5)
-    k, v = _heads_first(k_BKHd), _heads_first(v_BKHd)
+    q = heads_first(q_BQHd * q_BQHd.shape[-1] ** -0.5)
+    k, v = heads_first(k_BKHd), heads_first(v_BKHd)
     logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
     weights = _POLICY_WEIGHTS[form](logits, mask_BQK).astype(v.dtype)
-    return _heads_first(jnp.einsum("bhqk,bhkd->bhqd", weights, v))
+    return heads_first(jnp.einsum("bhqk,bhkd->bhqd", weights, v))

@@ -8,6 +8,13 @@ from typing import Any, TypeVar
 
 import jax.numpy as jnp
 
+from lavit_jax.models.pixel_config import (
+    AutoencoderConfig,
+    NoiseConfig,
+    PixelConfig,
+    UNetConfig,
+)
+
 T = TypeVar("T")
 
 # What the backward pass keeps of each block, least first; `layers.stack` says exactly.
@@ -220,6 +227,9 @@ class LlamaConfig:
       vocab_chunks: parts of the vocabulary that the loss looks at one after the other; 1 keeps
         all logits, more never have them all at once.
       matmul: of the layers: "plain" in the compute dtype, or "int8", quantized on the way.
+      stacked: parameters of all layers in one array each, for `nn.scan`; that trains, is stored,
+        and decodes on a TPU. False is the form that decodes fastest on a CPU, see `FlatBlock`;
+        `llama.flattened` makes its parameters.
     """
 
     width: int
@@ -238,6 +248,7 @@ class LlamaConfig:
     unroll: int = 1
     vocab_chunks: int = 1
     matmul: str = "plain"
+    stacked: bool = True
 
     def __post_init__(self) -> None:
         _check(self.matmul in MATMULS, f"llm: matmul must be one of {MATMULS}, got {self.matmul!r}")
@@ -284,7 +295,10 @@ class LlamaConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LavitConfig:
-    """Sizes of the whole model; sizes shared by two modules are set once by `lavit_config`."""
+    """Sizes of the whole model; sizes shared by two modules are set once by `lavit_config`.
+
+    `pixels` is None where no pixel decoder is trained.
+    """
 
     encoder: EncoderConfig
     selector: SelectorConfig
@@ -294,6 +308,7 @@ class LavitConfig:
     pixel_head: PixelHeadConfig
     text_tower: TextTowerConfig
     llm: LlamaConfig
+    pixels: PixelConfig | None = None
 
     @property
     def patches(self) -> int:
@@ -305,6 +320,16 @@ class LavitConfig:
         return LavitConfig(
             **{
                 name: dataclasses.replace(part, unroll=1) if hasattr(part, "unroll") else part
+                for name, part in parts.items()
+            }
+        )
+
+    def computing_in(self, dtype: str) -> LavitConfig:
+        """The same parameters with another compute dtype."""
+        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return LavitConfig(
+            **{
+                name: dataclasses.replace(part, dtype=dtype) if hasattr(part, "dtype") else part
                 for name, part in parts.items()
             }
         )
@@ -323,7 +348,10 @@ def _make(cls: type[T], section: str, fields: Mapping[str, Any], **derived: Any)
     twice = sorted(set(fields) & set(derived))
     if twice:
         raise ValueError(f"model.{section}.{twice[0]} is derived from other fields; leave it out")
-    return cls(**fields, **derived)
+    try:
+        return cls(**fields, **derived)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"model.{section}: {error}") from error
 
 
 def lavit_config(model: Mapping[str, Any], text_vocab: int) -> LavitConfig:
@@ -370,4 +398,24 @@ def lavit_config(model: Mapping[str, Any], text_vocab: int) -> LavitConfig:
         embed_dim=encoder.embed_dim,
     )
     llm = _make(LlamaConfig, "llm", model["llm"], text_vocab=text_vocab, codes=quantizer.codes)
-    return LavitConfig(encoder, selector, merger, quantizer, decoder, pixel_head, text_tower, llm)
+    pixels = _pixel_config(model["pixels"]) if "pixels" in model else None
+    return LavitConfig(
+        encoder, selector, merger, quantizer, decoder, pixel_head, text_tower, llm, pixels
+    )
+
+
+def _pixel_config(fields: Mapping[str, Any]) -> PixelConfig:
+    """Sizes of the pixel decoder that is trained; lists, as JSON has them, become tuples."""
+
+    def part(cls: type[T], section: str) -> T:
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in fields[section].items()}
+        return _make(cls, f"pixels.{section}", given)
+
+    parts: dict[str, Any] = {
+        "unet": part(UNetConfig, "unet"),
+        "noise": part(NoiseConfig, "noise"),
+    }
+    if "autoencoder" in fields:
+        parts["autoencoder"] = part(AutoencoderConfig, "autoencoder")
+    sides = {key: value for key, value in fields.items() if key not in parts}
+    return _make(PixelConfig, "pixels", sides, **parts)

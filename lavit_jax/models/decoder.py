@@ -65,9 +65,10 @@ class FeatureDecoder(nn.Module):
     def setup(self) -> None:
         c = self.config
         tables = (c.patches, c.width)
-        init = layers.with_axes(layers.embed_init, None, "embed")
-        self.pos_embed = self.param("pos_embed", init, tables)
-        self.query_embed = self.param("query_embed", init, tables)
+        ranks = layers.with_axes(layers.embed_init, None, "embed")
+        self.pos_embed = self.param("pos_embed", ranks, tables)
+        places = layers.with_axes(layers.grid_init, None, "embed")
+        self.query_embed = self.param("query_embed", places, tables)
         self.in_proj = layers.dense(c.width, (None, "embed"), c.compute_dtype)
         self.blocks = layers.stack(DecoderBlock, c.depth, c.remat, c.unroll)(c)
         self.norm = layers.LayerNorm(NORM_EPS)
@@ -150,28 +151,43 @@ class HighresHead(nn.Module):
 
 
 class PixelHead(nn.Module):
-    """x_rec to a preview picture in one forward pass (ours)."""
+    """x_rec to a preview picture in one forward pass (ours).
+
+    A linear readout of every patch, and a few blocks that correct it and start at no correction.
+    """
 
     config: PixelHeadConfig
 
-    @nn.compact
-    def __call__(self, x_BND: Float[Array, "B N D"]) -> Float[Array, "B H W C"]:
-        """Returns pixels around [0, 1], float32, not clipped."""
+    def setup(self) -> None:
         c = self.config
         dtype = c.compute_dtype
-        x = layers.LayerNorm(NORM_EPS, name="norm_in")(x_BND.astype(dtype))
-        x = layers.dense(c.width, ("embed", None), dtype, "in_proj")(x)
-        positions = self.param(
-            "pos_embed",
-            layers.with_axes(layers.embed_init, None, "embed"),
-            (c.patches, c.width),
+        pixels = c.patch_size**2 * 3
+        self.norm_in = layers.LayerNorm(NORM_EPS)
+        self.linear = layers.dense(pixels, ("embed", None), dtype)
+        self.in_proj = layers.dense(c.width, ("embed", None), dtype)
+        places = layers.with_axes(layers.grid_init, None, "embed")
+        self.pos_embed = self.param("pos_embed", places, (c.patches, c.width))
+        self.blocks = layers.stack(EncoderBlock, c.depth, c.remat, c.unroll)(c)
+        self.norm_out = layers.LayerNorm(NORM_EPS)
+        self.out_proj = layers.dense(
+            pixels, ("embed", None), dtype, kernel_init=nn.initializers.zeros
         )
-        x = x + positions.astype(dtype)
-        x, _ = layers.stack(EncoderBlock, c.depth, c.remat, c.unroll)(c, name="blocks")(x, None)
-        x = layers.LayerNorm(NORM_EPS, name="norm_out")(x)
-        patches = layers.dense(c.patch_size**2 * 3, ("embed", None), dtype, "out_proj")(x)
+
+    def readout(self, x_BND: Float[Array, "B N D"]) -> Float[Array, "B H W C"]:
+        """What each feature says of its own patch: pixels around [0, 1], float32, not clipped."""
+        return self._picture(self.linear(self.norm_in(x_BND)))
+
+    def __call__(self, x_BND: Float[Array, "B N D"]) -> Float[Array, "B H W C"]:
+        """Returns pixels around [0, 1], float32, not clipped."""
+        x = self.norm_in(x_BND.astype(self.config.compute_dtype))
+        patches = self.linear(x)
+        x = self.in_proj(x) + self.pos_embed.astype(x.dtype)
+        x, _ = self.blocks(x, None)
+        return self._picture(patches + self.out_proj(self.norm_out(x)))
+
+    def _picture(self, patches_BNP: Array) -> Float[Array, "B H W C"]:
         # A white page is the commonest picture; starting there saves the first few hundred steps.
-        return unpatchify(patches.astype(jnp.float32), c.patch_size) + 1.0
+        return unpatchify(patches_BNP.astype(jnp.float32), self.config.patch_size) + 1.0
 
 
 def to_uint8(pixels: Float[Array, "*S"]) -> Array:

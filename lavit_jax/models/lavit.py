@@ -7,7 +7,7 @@ S row length, J condition images of a row.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,16 +16,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lavit_jax.models import layers, quantizer, selector
+from lavit_jax.models.autoencoder import Autoencoder
 from lavit_jax.models.config import LavitConfig
-from lavit_jax.models.decoder import FeatureDecoder, PixelHead
+from lavit_jax.models.decoder import FeatureDecoder, LowresHead, PixelHead
 from lavit_jax.models.llama import Llama
 from lavit_jax.models.merger import Merger
 from lavit_jax.models.quantizer import Codebook, CodeProjection
 from lavit_jax.models.selector import Kept, Selector
 from lavit_jax.models.text_tower import ContrastiveScale, TextTower
+from lavit_jax.models.unet import Condition, UNet
 from lavit_jax.models.vit import VisionEncoder, normalize_images
 
 Params = Mapping[str, Any]
+Decide = Callable[[Float[Array, "B N 2"]], Float[Array, "B N"]]
 
 
 class Conditioner(nn.Module):
@@ -67,10 +70,14 @@ class Modules:
     pixel_head: PixelHead
     conditioner: Conditioner
     llm: Llama
+    lowres_head: LowresHead | None = None
+    lowres_unet: UNet | None = None
+    lowres_autoencoder: Autoencoder | None = None
 
 
 def build_modules(config: LavitConfig) -> Modules:
     """Makes the (stateless) modules of one model size."""
+    pixels = config.pixels
     return Modules(
         config=config,
         encoder=VisionEncoder(config.encoder),
@@ -83,6 +90,11 @@ def build_modules(config: LavitConfig) -> Modules:
         pixel_head=PixelHead(config.pixel_head),
         conditioner=Conditioner(config),
         llm=Llama(config.llm),
+        lowres_head=LowresHead(pixels.unet.condition) if pixels else None,
+        lowres_unet=UNet(pixels.unet) if pixels else None,
+        lowres_autoencoder=(
+            Autoencoder(pixels.autoencoder) if pixels and pixels.autoencoder else None
+        ),
     )
 
 
@@ -104,23 +116,36 @@ def encode_image(modules: Modules, params: Params, images_BHWC: Array) -> Float[
     return run(modules, params, "encoder", normalize_images(images_BHWC))
 
 
-def select_greedy(
-    modules: Modules, params: Params, x_BND: Float[Array, "B N D"]
+def select(
+    modules: Modules, params: Params, x_BND: Float[Array, "B N D"], decide: Decide
 ) -> tuple[Float[Array, "B N"], Kept]:
-    """Deterministic keep decisions, at most `selector.max_kept` of them."""
+    """Keep decisions without gradient, at most `selector.max_kept` of them.
+
+    Args:
+      modules: the model.
+      params: parameters by module.
+      x_BND: encoder features.
+      decide: log-probabilities of keeping and dropping [B, N, 2] to decisions [B, N].
+    """
     log_probs = run(modules, params, "selector", x_BND)
     keep = selector.limit_kept(
-        selector.greedy_keep(log_probs),
+        decide(log_probs),
         log_probs[..., selector.KEEP] - log_probs[..., selector.DROP],
         modules.config.max_kept,
     )
     return keep, selector.kept_index(keep, modules.config.max_kept)
 
 
-def tokenize(modules: Modules, params: Params, codebook: Codebook, images_BHWC: Array) -> Tokens:
+def tokenize(
+    modules: Modules,
+    params: Params,
+    codebook: Codebook,
+    images_BHWC: Array,
+    decide: Decide = selector.greedy_keep,
+) -> Tokens:
     """uint8 images [B, H, W, 3] to visual tokens (code ids 0..K-1; padding is 0)."""
     x_BND = encode_image(modules, params, images_BHWC)
-    keep, kept = select_greedy(modules, params, x_BND)
+    keep, kept = select(modules, params, x_BND, decide)
     merged = run(modules, params, "merger", x_BND, keep, kept, method="kept_features")
     z = run(modules, params, "quantizer", merged)
     ids = quantizer.nearest_code(z, codebook.codes_KC)
@@ -191,10 +216,20 @@ def init_params(modules: Modules, names: tuple[str, ...], key: Array) -> dict[st
         "conditioner": (x, keep, kept),
         "llm": (ids, ids, mask),
     }
+    # A module's key is its place here: new ones come last, so that the others start as ever.
+    order = sorted(calls)
+    if c.pixels is not None:
+        latents = jnp.zeros((1, *[c.pixels.size // c.pixels.factor] * 2, c.pixels.unet.in_channels))
+        picture = jnp.zeros((1, c.pixels.size, c.pixels.size, 3))
+        condition = Condition(jnp.zeros((1, c.patches, c.pixels.unet.condition)))
+        calls["lowres_head"] = (x,)
+        calls["lowres_unet"] = (latents, jnp.zeros(1, jnp.int32), condition)
+        calls["lowres_autoencoder"] = (picture,)
+        order += ["lowres_head", "lowres_unet", "lowres_autoencoder"]
     params = {}
     for name in names:
         method = _init_encoder if name == "encoder" else None
-        module_key = jax.random.fold_in(key, sorted(calls).index(name))
+        module_key = jax.random.fold_in(key, order.index(name))
         variables = getattr(modules, name).init(module_key, *calls[name], method=method)
         params[name] = variables["params"]
     return params

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from lavit_jax.models import layers
 from lavit_jax.models.config import SelectorConfig
@@ -47,11 +47,56 @@ def gumbel_keep(
     return hard + soft - jax.lax.stop_gradient(soft)
 
 
+def random_keep(
+    key: PRNGKeyArray, shape: tuple[int, ...], share: float
+) -> tuple[Float[Array, "B N"], Float[Array, "B N"]]:
+    """Decisions that know nothing of the picture, and scores to rank them by.
+
+    Ours: each row's own share is uniform between none and twice `share` (at most all), so that
+    what learns on them meets short and long rows alike.
+
+    Args:
+      key: decides.
+      shape: B, N.
+      share: of the patches, on average (where it is 1/2 or less).
+    """
+    share_key, patch_key = jax.random.split(key)
+    share_B1 = jax.random.uniform(share_key, (shape[0], 1), maxval=min(2 * share, 1.0))
+    scores_BN = -jax.random.uniform(patch_key, shape)
+    return at_least_one(scores_BN > -share_B1, scores_BN).astype(jnp.float32), scores_BN
+
+
 def greedy_keep(log_probs_BN2: Float[Array, "B N 2"]) -> Float[Array, "B N"]:
     """Keeps the patches more likely kept than dropped; the best one where that is none."""
     scores = log_probs_BN2[..., KEEP]
     keep = scores > log_probs_BN2[..., DROP]
     return at_least_one(keep, scores).astype(jnp.float32)
+
+
+def threshold_keep(
+    log_probs_BN2: Float[Array, "B N 2"], threshold: float | Float[Array, ""]
+) -> Float[Array, "B N"]:
+    """Keeps the patches of a keep probability above the threshold; the best one if none is."""
+    scores = log_probs_BN2[..., KEEP]
+    return at_least_one(jnp.exp(scores) > threshold, scores).astype(jnp.float32)
+
+
+def sampled_keep(
+    log_probs_BN2: Float[Array, "B N 2"], keys_B: Key[Array, "B"]
+) -> Float[Array, "B N"]:
+    """Draws every decision by its probability, each row with a key of its own."""
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, log_probs_BN2.shape[1:]))(keys_B)
+    noisy = log_probs_BN2 + noise
+    return at_least_one(noisy[..., KEEP] > noisy[..., DROP], noisy[..., KEEP]).astype(jnp.float32)
+
+
+def top_keep(
+    log_probs_BN2: Float[Array, "B N 2"], budget: int | Int[Array, ""]
+) -> Float[Array, "B N"]:
+    """Keeps the `budget` patches of highest keep score of every row; of equal ones the first."""
+    order = jnp.argsort(-log_probs_BN2[..., KEEP], axis=1, stable=True)
+    rank = jnp.argsort(order, axis=1)
+    return (rank < budget).astype(jnp.float32)
 
 
 def at_least_one(keep_BN: Bool[Array, "B N"], scores_BN: Float[Array, "B N"]) -> Bool[Array, "B N"]:

@@ -78,7 +78,7 @@ class VisionEncoder(nn.Module):
         )
         self.pos_embed = self.param(
             "pos_embed",
-            layers.with_axes(layers.embed_init, None, "embed"),
+            layers.with_axes(layers.grid_init, None, "embed"),
             (c.patches + 1, c.width),
         )
         self.blocks = layers.stack(EncoderBlock, c.depth, c.remat, c.unroll)(c)

@@ -50,6 +50,15 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
     return jax.tree.map(one, boxed, is_leaf=is_box)
 
 
+def sharding_by_shape(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Of an array without logical axes: its longest axis that "fsdp" divides is split."""
+    axes: list[str | None] = [None] * len(shape)
+    divisible = [axis for axis, size in enumerate(shape) if size % mesh.shape["fsdp"] == 0]
+    if divisible:
+        axes[max(divisible, key=lambda axis: shape[axis])] = "fsdp"
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A value that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

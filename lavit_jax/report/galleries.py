@@ -65,6 +65,31 @@ def reconstructions(
     )
 
 
+def decoders(
+    titles: Sequence[str],
+    pictures: Sequence[Picture | None],
+    one_pass: Pictures,
+    diffused: Pictures,
+    intro: str,
+) -> Gallery:
+    """The same ids through both decoders.
+
+    Args:
+      titles: of each card: what was drawn.
+      pictures: the real picture the ids are of; None where they were drawn from words.
+      one_pass: by the pixel head.
+      diffused: by the diffusion decoder.
+      intro: what to say of them.
+    """
+    cards = []
+    for title, picture, head, diffusion in zip(titles, pictures, one_pass, diffused, strict=True):
+        images, labels = [head, diffusion], ["one pass", "diffusion"]
+        if picture is not None:
+            images, labels = [picture, *images], ["picture", *labels]
+        cards.append(Card(images=images, labels=labels, title=title))
+    return Gallery("Painted by both decoders", cards, intro)
+
+
 def captions(
     images: Pictures,
     said: Sequence[str],

@@ -7,18 +7,22 @@ import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
+from lavit_jax.errors import UserError
 from lavit_jax.report import charts, figures
-from lavit_jax.report.data import SHOWN_CARDS, Bar, ReportData
+from lavit_jax.report.data import SHOWN_CARDS, Bar, Gallery, ReportData
 
 _HERE = Path(__file__).parent
+# Where the page has room for what is added later.
+LINKS, GALLERIES = "<!-- further links -->", "<!-- further galleries -->"
 
 
 def write_report(workdir: Path, data: ReportData) -> Path:
@@ -39,6 +43,51 @@ def write_report(workdir: Path, data: ReportData) -> Path:
 
 def render(data: ReportData) -> str:
     """The page as one HTML document: styles, charts and pictures are inside it."""
+    return (
+        _environment()
+        .get_template("index.html.jinja")
+        .render(
+            data=data,
+            style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
+            rows=_rows(data.metrics, data.bars),
+            others=_others(data.metrics, data.bars),
+            passed=sum(bar.passes(data.metrics.get(bar.key)) for bar in data.bars),
+            phases=_phases(data.records),
+            usage=None if data.code_counts_K is None else charts.usage_chart(data.code_counts_K),
+            usage_text=""
+            if data.code_counts_K is None
+            else charts.usage_summary(data.code_counts_K),
+            config=json.dumps(data.config, indent=2, default=list, ensure_ascii=False),
+            shown=SHOWN_CARDS,
+        )
+    )
+
+
+def add_gallery(index: Path, name: str, gallery: Gallery) -> None:
+    """Adds a gallery to a written report; one of the same name is replaced.
+
+    Args:
+      index: the report's `index.html`.
+      name: of the section, in letters and dashes.
+      gallery: what to show.
+
+    Raises:
+      UserError: the file is no report.
+    """
+    page = index.read_text(encoding="utf-8")
+    if LINKS not in page or GALLERIES not in page:
+        raise UserError(f"{index}: not a report of this version of lavit_jax; write it anew")
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    page = re.sub(f"{start}.*?{end}\n", "", page, flags=re.DOTALL)
+    module = _environment().get_template("gallery.html.jinja").module
+    section = module.section(gallery, name, SHOWN_CARDS)  # type: ignore[attr-defined]
+    link = f'<a href="#{name}">{escape(gallery.title)}</a>'
+    page = page.replace(LINKS, f"{start}{link}{end}\n{LINKS}")
+    page = page.replace(GALLERIES, f"{start}\n{section}{end}\n{GALLERIES}")
+    _replace(index, page)
+
+
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
@@ -47,18 +96,7 @@ def render(data: ReportData) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["data_uri"] = _data_uri
-    return environment.get_template("index.html.jinja").render(
-        data=data,
-        style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
-        rows=_rows(data.metrics, data.bars),
-        others=_others(data.metrics, data.bars),
-        passed=sum(bar.passes(data.metrics.get(bar.key)) for bar in data.bars),
-        phases=_phases(data.records),
-        usage=None if data.code_counts_K is None else charts.usage_chart(data.code_counts_K),
-        usage_text="" if data.code_counts_K is None else charts.usage_summary(data.code_counts_K),
-        config=json.dumps(data.config, indent=2, default=list, ensure_ascii=False),
-        shown=SHOWN_CARDS,
-    )
+    return environment
 
 
 def _rows(metrics: Mapping[str, float | None], bars: Sequence[Bar]) -> list[dict[str, Any]]:

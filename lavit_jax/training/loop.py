@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
+import dataclasses
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -15,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from lavit_jax.data import pipeline
+from lavit_jax.data.batches import Batches
 from lavit_jax.models import lavit
 from lavit_jax.parallel import feed, rules
 from lavit_jax.parallel.mesh import placed
-from lavit_jax.training import codebook_start, samples, state, visual_cache
+from lavit_jax.training import codebook_start, samples, starting, state, visual_cache
 from lavit_jax.training.checkpoints import Checkpoints
 from lavit_jax.training.health import Health
+from lavit_jax.training.interruption import Interruption
 from lavit_jax.training.metrics import MetricWriter
 from lavit_jax.training.objectives import make_objective
 from lavit_jax.training.optimizer import make_optimizer
@@ -30,74 +30,89 @@ from lavit_jax.training.state import TrainState
 
 
 def fit(run: Run) -> TrainState:
-    """Runs what is left of the schedule and returns the last state."""
+    """Runs what is left of the schedule and returns the last state.
+
+    SIGTERM and Ctrl-C end it between two steps, with a checkpoint: see `interruption`.
+    """
     checkpoints = Checkpoints(
         run.workdir / "checkpoints",
         keep=run.config.checkpoint.keep,
         milestones=tuple(phase.end for phase in run.phases),
     )
-    with contextlib.closing(checkpoints), _terminable(), placed(run.mesh):
-        restored = checkpoints.restore_latest(
+    with Interruption() as interruption, contextlib.closing(checkpoints), placed(run.mesh):
+        found = checkpoints.restore_latest(
             lambda place: abstract_state(
                 run.modules, run.phases, run.mesh, run.config.seed, place["step"]
             )
         )
-        done, current, position = restored or (0, None, {})
+        done, current = (found.step, found.state) if found is not None else (0, None)
         with MetricWriter(run.workdir, done, run.total, run.config.log.every) as writer:
-            if restored is not None and done < run.total:
+            if 0 < done < run.total:
                 writer.say(f"going on from step {done} of {run.total}")
+            session = _Session(run, checkpoints, writer, interruption)
             for phase in run.phases:
                 if phase.end <= done:
                     continue
-                resumed = phase.start < done
-                if current is None or not resumed:
-                    current = _enter(run, phase, current)
-                data = _batches(run, phase, current)
+                resumed = found is not None and phase.start < done
+                if not resumed:
+                    current = _enter(run, phase, current, interruption)
+                assert current is not None
+                data = _batches(run, phase, current, interruption)
                 if resumed:
-                    data.set_state(position["data"])
-                current = _run_phase(run, phase, current, data, checkpoints, writer)
+                    assert found is not None
+                    data.set_state(found.position["data"])
+                current = session.run_phase(phase, current, data)
+        checkpoints.wait()
+        interruption.stop_if_requested()
     assert current is not None
     return current
 
 
-def _run_phase(
-    run: Run,
-    phase: Phase,
-    current: TrainState,
-    data: Any,
-    checkpoints: Checkpoints,
-    writer: MetricWriter,
-) -> TrainState:
+@dataclasses.dataclass(frozen=True)
+class _Session:
+    """One process's part of a run: from where it went on to where it ends."""
+
+    run: Run
+    checkpoints: Checkpoints
+    writer: MetricWriter
+    interruption: Interruption
+
+    def run_phase(self, phase: Phase, current: TrainState, data: Batches) -> TrainState:
+        """All steps of a phase that are left, each checkpoint after its metrics."""
+        run = self.run
+        step_fn = _compiled_step(run, phase)
+        recorder = _Recorder(run, phase, self.writer)
+        for step in range(int(current.step) + 1, phase.end + 1):
+            self.interruption.stop_if_requested()
+            current, metrics = step_fn(current, feed.to_mesh(next(data), run.mesh))
+            recorder.add(step, metrics)
+            if step % run.config.checkpoint.every == 0 or step == phase.end:
+                self._save(recorder, step, current, data)
+            if step % run.config.log.sample_every == 0 or step == phase.end:
+                samples.write(run, phase, current, step)
+            if self.interruption.requested:
+                self._save(recorder, step, current, data)
+                self.checkpoints.wait()
+                self.writer.say(f"saved at step {step} of {run.total}")
+                self.interruption.stop()
+        data.close()
+        return current
+
+    def _save(self, recorder: _Recorder, step: int, current: TrainState, data: Batches) -> None:
+        recorder.flush()
+        self.writer.flush()
+        self.checkpoints.save(step, current, {"step": step, "data": data.get_state()})
+
+
+def _compiled_step(run: Run, phase: Phase) -> state.Step:
     tx = make_optimizer(phase.config["optimizer"], phase.steps)
     shardings = state.state_shardings(run.modules, phase.names, tx, phase.trained, run.mesh)
-    step_fn = jax.jit(
-        state.make_step(
-            make_objective(run.modules, phase.config),
-            tx,
-            phase.trained,
-            phase.config.get("accumulate", 1),
-        ),
+    objective = make_objective(run.modules, phase.config)
+    return jax.jit(
+        state.make_step(objective, tx, phase.trained, phase.config.get("accumulate", 1)),
         donate_argnums=0,
         out_shardings=(shardings, rules.replicated(run.mesh)),
     )
-    recorder = _Recorder(run, phase, writer)
-    done = int(current.step)
-    try:
-        for step in range(done + 1, phase.end + 1):
-            current, metrics = step_fn(current, feed.to_mesh(next(data), run.mesh))
-            recorder.add(step, metrics)
-            done = step
-            if step % run.config.checkpoint.every == 0 or step == phase.end:
-                recorder.flush()
-                checkpoints.save(step, current, {"step": step, "data": data.get_state()})
-            if step % run.config.log.sample_every == 0 or step == phase.end:
-                samples.write(run, phase, current, step)
-    except KeyboardInterrupt:
-        recorder.flush()
-        checkpoints.save(done, current, {"step": done, "data": data.get_state()})
-        raise
-    recorder.flush()
-    return current
 
 
 class _Recorder:
@@ -128,7 +143,9 @@ class _Recorder:
             self._writer.say(warning)
 
 
-def _enter(run: Run, phase: Phase, previous: TrainState | None) -> TrainState:
+def _enter(
+    run: Run, phase: Phase, previous: TrainState | None, interruption: Interruption
+) -> TrainState:
     """The state at a phase's start: old parameters, new modules, a fresh optimizer."""
     tx = make_optimizer(phase.config["optimizer"], phase.steps)
     shardings = state.state_shardings(run.modules, phase.names, tx, phase.trained, run.mesh)
@@ -138,7 +155,9 @@ def _enter(run: Run, phase: Phase, previous: TrainState | None) -> TrainState:
             lambda: state.init_state(run.modules, phase.names, tx, phase.trained, seed),
             out_shardings=shardings,
         )()
-        return codebook_start.begin(run, phase, fresh)
+        if run.config.get("start_from"):
+            fresh = starting.begin(run, phase, fresh, tx, shardings)
+        return codebook_start.begin(run, phase, fresh, interruption)
     missing = tuple(name for name in phase.names if name not in previous.params)
     made: dict[str, Any] = {}
     if missing:
@@ -156,11 +175,11 @@ def _enter(run: Run, phase: Phase, previous: TrainState | None) -> TrainState:
         {name: params[name] for name in phase.trained}
     )
     entered = previous.replace(params=params, opt_state=opt_state)  # type: ignore[attr-defined]
-    return codebook_start.begin(run, phase, entered)
+    return codebook_start.begin(run, phase, entered, interruption)
 
 
-def _batches(run: Run, phase: Phase, current: TrainState) -> Any:
-    """The phase's data iterator: `next`, `get_state`, `set_state`."""
+def _batches(run: Run, phase: Phase, current: TrainState, interruption: Interruption) -> Batches:
+    """The phase's data, from its beginning."""
     objective, batch_size = phase.config["objective"], phase.config["batch_size"]
     seed = run.config.seed * 1000 + phase.index
     if objective == "contrastive":
@@ -170,22 +189,16 @@ def _batches(run: Run, phase: Phase, current: TrainState) -> Any:
         )
     if objective == "tokenizer":
         return pipeline.image_batches(run.config, run.data_dir, batch_size, seed)
-    cache = visual_cache.load_or_build(run, current)
-    return pipeline.unified_batches(run.config, run.data_dir, run.text, cache, batch_size, seed)
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Lets SIGTERM end a run as Ctrl-C does: after saving."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(signum: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    if objective == "diffusion":
+        pixels = run.modules.config.pixels
+        assert pixels is not None
+        return pipeline.pixel_batches(
+            run.config, run.data_dir, batch_size, seed, pixel_size=pixels.size
+        )
+    cache = visual_cache.load_or_build(run, current, interruption)
+    stamp = None
+    if run.config.data.sources:
+        stamp = visual_cache.full_stamp(run.config, current, run.mesh)
+    return pipeline.unified_batches(
+        run.config, run.data_dir, run.text, cache, batch_size, seed, stamp=stamp
+    )

@@ -45,6 +45,14 @@ def cosine_distance(
     return (1.0 - dot / norms).mean()
 
 
+def alikeness(x_BND: Float[Array, "B N D"]) -> Float[Array, ""]:
+    """Mean squared cosine between any two features: 1 on a line, 1 / D all ways alike (ours)."""
+    x_MD = x_BND.astype(jnp.float32).reshape(-1, x_BND.shape[-1])
+    x_MD = x_MD / jnp.linalg.norm(x_MD, axis=-1, keepdims=True)
+    moment_DD = x_MD.T @ x_MD / len(x_MD)
+    return (moment_DD * moment_DD).sum()
+
+
 def share_penalty(keep_BN: Float[Array, "B N"], target: float) -> Float[Array, ""]:
     """(rho - mean_i M_i)^2 of each image, averaged.  Paper: Eq. 4, second term."""
     return ((target - keep_BN.mean(axis=1)) ** 2).mean()

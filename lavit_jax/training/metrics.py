@@ -32,6 +32,8 @@ SHOWN = (
     "codebook_in_use",
     "text_accuracy",
     "visual_loss",
+    "denoise_noisy",
+    "denoise_clear",
 )
 
 
@@ -60,7 +62,7 @@ class MetricWriter:
         self._file = self._path.open("a", buffering=1)
         self._every = every
         self._board = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start, write_to_disk=True
+            str(workdir / "tensorboard"), purge_step=start + 1, write_to_disk=True
         )
         self._console = Console(stderr=True)
         self._live = self._console.is_terminal
@@ -131,6 +133,11 @@ class MetricWriter:
             if not self._live:
                 pace = f"{rate:.2f} step/s  {_clock(left)} left"
                 print(f"{phase} {step}/{self._total}  {pace}  {shown}", file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        """Puts what was written where a kill cannot reach it, as a checkpoint needs it."""
+        os.fsync(self._file.fileno())
+        self._board.flush()
 
     def say(self, message: str) -> None:
         """One line on the console, above the progress bar."""

@@ -14,13 +14,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from lavit_jax.models import attention, lavit, quantizer, selector
+from lavit_jax.models import attention, diffusion, lavit, pixels, quantizer, selector
 from lavit_jax.models.lavit import Modules, Params
 from lavit_jax.models.quantizer import Codebook
+from lavit_jax.models.unet import Condition
 from lavit_jax.training import losses, vocabulary
 
 Batch = Mapping[str, Array]
 Function = Callable[[Array], Array]
+
+# Straight-through Gumbel for a selector that learns, its likelier decision once it is frozen, and
+# any patches while there is no selector worth asking.
+SELECTIONS = ("sample", "greedy", "random")
 
 
 class Outcome(NamedTuple):
@@ -40,9 +45,17 @@ class Objective(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Contrastive:
-    """Stage zero: image and caption embeddings agree (sigmoid loss)."""
+    """Stage zero: image and caption embeddings agree (sigmoid loss), patch features are local.
+
+    Attributes:
+      modules: the model.
+      pixel_weight: of the pixel head's linear readout of every patch.
+      alike_weight: of `losses.alikeness`.
+    """
 
     modules: Modules
+    pixel_weight: float
+    alike_weight: float
 
     def __call__(
         self, params: Params, codebook: Codebook, batch: Batch, key: Array
@@ -50,12 +63,32 @@ class Contrastive:
         """Batch: images uint8 [B, H, W, 3], text int [B, S] (0 = padding), index int [B]."""
         m = self.modules
         pixels = lavit.normalize_images(batch["images"])
-        image = lavit.run(m, params, "encoder", pixels, method="embed")
+        x = lavit.run(m, params, "encoder", pixels, method="features_with_cls")
+        image = lavit.run(m, params, "encoder", x[:, 0], method="head")
         text = lavit.run(m, params, "text_tower", batch["text"])
         scale, bias = lavit.run(m, params, "contrastive")
         same = (batch["index"][:, None] == batch["index"][None, :]).astype(jnp.float32)
         loss, accuracy = losses.sigmoid_contrastive(image, text, same, scale, bias)
-        return loss, Outcome({"accuracy": accuracy, "scale": scale}, codebook)
+        readout = lavit.run(m, params, "pixel_head", x[:, 1:], method="readout")
+        pixel = _pixel_loss(readout, batch["images"])
+        alike = losses.alikeness(x[:, 1:])
+        loss = loss + self.pixel_weight * pixel + self.alike_weight * alike
+        metrics = {
+            "accuracy": accuracy,
+            "scale": scale,
+            "pixel_loss": pixel,
+            "alikeness": alike,
+        }
+        return loss, Outcome(metrics, codebook)
+
+
+def _slow_gradient(x: Array, share: float) -> Array:
+    """x itself, through which only a share of the gradient passes."""
+    return share * x + (1 - share) * jax.lax.stop_gradient(x)
+
+
+def _pixel_loss(pictures_BHWC: Array, images_BHWC: Array) -> Array:
+    return jnp.abs(pictures_BHWC - images_BHWC.astype(jnp.float32) / 255.0).mean()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +102,12 @@ class TokenizerPhase:
     entropy_weight: float
     commitment: float
     pixel_weight: float
+    pixel_gradient: float
     train_selector: bool
 
     def __post_init__(self) -> None:
-        if self.selection not in ("sample", "greedy"):
-            raise ValueError(f"selection must be 'sample' or 'greedy', got {self.selection!r}")
+        if self.selection not in SELECTIONS:
+            raise ValueError(f"selection must be one of {SELECTIONS}, got {self.selection!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +125,7 @@ class Tokenizer:
         select_key, seed_key = jax.random.split(key)
         x = jax.lax.stop_gradient(lavit.encode_image(m, params, batch["images"]))
         log_probs = lavit.run(m, params, "selector", x)
-        decided = self._decide(log_probs, select_key)
-        scores = log_probs[..., selector.KEEP] - log_probs[..., selector.DROP]
+        decided, scores = self._decide(log_probs, select_key)
         keep = selector.limit_kept(decided, scores, m.config.max_kept)
         encode, decode, valid = self._forms(params, keep)
         z = quantizer.l2_normalize(lavit.run(m, params, "quantizer", encode(x)))
@@ -102,8 +135,8 @@ class Tokenizer:
         x_rec = decode(quantizer.straight_through(z, nearest) if phase.quantize else z)
         cosine = losses.cosine_distance(x, x_rec)
         share = losses.share_penalty(decided, phase.kept_share)
-        pictures = lavit.paint(m, params, jax.lax.stop_gradient(x_rec))
-        pixel = jnp.abs(pictures - batch["images"].astype(jnp.float32) / 255.0).mean()
+        pictures = lavit.paint(m, params, _slow_gradient(x_rec, phase.pixel_gradient))
+        pixel = _pixel_loss(pictures, batch["images"])
         loss = cosine + phase.pixel_weight * pixel
         if phase.train_selector:
             entropy = selector.keep_entropy(log_probs)
@@ -125,13 +158,16 @@ class Tokenizer:
             metrics |= {"commitment": commitment, **_code_metrics(m, new_codebook, codebook)}
         return loss, Outcome(metrics, new_codebook)
 
-    def _decide(self, log_probs_BN2: Array, key: Array) -> Array:
-        """Keep decisions; they carry gradient only where the selector learns."""
+    def _decide(self, log_probs_BN2: Array, key: Array) -> tuple[Array, Array]:
+        """Keep decisions and what ranks them; with gradient only where the selector learns."""
+        scores = log_probs_BN2[..., selector.KEEP] - log_probs_BN2[..., selector.DROP]
+        if self.phase.selection == "random":
+            return selector.random_keep(key, scores.shape, self.phase.kept_share)
         if self.phase.selection == "sample":
             keep = selector.gumbel_keep(log_probs_BN2, key)
         else:
             keep = selector.greedy_keep(log_probs_BN2)
-        return keep if self.phase.train_selector else jax.lax.stop_gradient(keep)
+        return (keep if self.phase.train_selector else jax.lax.stop_gradient(keep)), scores
 
     def _forms(self, params: Params, keep_BN: Array) -> tuple[Function, Function, Array]:
         """Merger and decoder for these decisions, and which of their tokens are real.
@@ -237,9 +273,62 @@ class Unified:
         return features.reshape(rows, slots, *features.shape[1:])
 
 
+@dataclasses.dataclass(frozen=True)
+class Diffusion:
+    """The pixel decoder: noise prediction conditioned on x_rec.  Paper: Eq. 5.
+
+    Tokenizer and autoencoder are frozen: whatever the phase trains, no gradient reaches them.
+
+    Attributes:
+      modules: of a config with `pixels`.
+      condition_drop: share of pictures painted without their condition, for guidance (ours: 0.1).
+    """
+
+    modules: Modules
+    condition_drop: float
+
+    def __post_init__(self) -> None:
+        if self.modules.config.pixels is None:
+            raise ValueError("objective 'diffusion' needs config.model.pixels")
+        if not 0 <= self.condition_drop < 1:
+            raise ValueError(f"condition_drop must lie in [0, 1), got {self.condition_drop}")
+
+    def __call__(
+        self, params: Params, codebook: Codebook, batch: Batch, key: Array
+    ) -> tuple[Array, Outcome]:
+        """Batch: images uint8 [B, H, W, 3]; pixels likewise, where pictures are painted larger."""
+        m, config = self.modules, self.modules.config.pixels
+        assert config is not None
+        latent_key, noise_key, time_key, drop_key = jax.random.split(key, 4)
+        tokens = lavit.tokenize(m, params, codebook, batch["images"])
+        x_rec = jax.lax.stop_gradient(
+            lavit.detokenize(m, params, codebook, tokens.ids_BL, tokens.kept.valid_BL)
+        )
+        pictures = batch.get("pixels", batch["images"]).astype(jnp.float32) / 255.0
+        x = jax.lax.stop_gradient(
+            pixels.to_latents(config, params.get("lowres_autoencoder"), pictures, latent_key)
+        )
+        noise = jax.random.normal(noise_key, x.shape)
+        time = jax.random.randint(time_key, x.shape[:1], 0, config.noise.steps)
+        noisy, target = diffusion.add_noise(config.noise, x, noise, time)
+        condition = Condition(lavit.run(m, params, "lowres_head", x_rec))
+        dropped = jax.random.bernoulli(drop_key, self.condition_drop, x.shape[:1])
+        condition = pixels.drop_condition(condition, dropped)
+        predicted = lavit.run(m, params, "lowres_unet", noisy, time, condition)
+        errors_B = ((predicted - target) ** 2).mean(axis=(1, 2, 3))
+        late = (time >= config.noise.steps // 2).astype(jnp.float32)
+        return errors_B.mean(), Outcome(
+            {
+                "denoise_noisy": losses.masked_mean(errors_B, late),
+                "denoise_clear": losses.masked_mean(errors_B, 1 - late),
+            },
+            codebook,
+        )
+
+
 # Modules whose parameters each objective reads, trained or not.
 READS: dict[str, tuple[str, ...]] = {
-    "contrastive": ("encoder", "text_tower", "contrastive"),
+    "contrastive": ("encoder", "text_tower", "contrastive", "pixel_head"),
     "tokenizer": ("encoder", "selector", "merger", "quantizer", "decoder", "pixel_head"),
     "unified": (
         "encoder",
@@ -251,7 +340,18 @@ READS: dict[str, tuple[str, ...]] = {
         "conditioner",
         "llm",
     ),
+    "diffusion": (
+        "encoder",
+        "selector",
+        "merger",
+        "quantizer",
+        "decoder",
+        "lowres_head",
+        "lowres_unet",
+    ),
 }
+# What a phase may also hold, frozen, by its field `frozen`.
+MODULES = frozenset({name for names in READS.values() for name in names} | {"lowres_autoencoder"})
 
 
 def make_objective(modules: Modules, phase: Mapping[str, Any]) -> Objective:
@@ -262,9 +362,11 @@ def make_objective(modules: Modules, phase: Mapping[str, Any]) -> Objective:
     """
     kind = phase["objective"]
     if kind == "contrastive":
-        return Contrastive(modules)
+        return Contrastive(modules, phase["pixel_weight"], phase["alike_weight"])
     if kind == "unified":
         return Unified(modules, phase.get("z_weight", 0.0))
+    if kind == "diffusion":
+        return Diffusion(modules, phase["condition_drop"])
     if kind == "tokenizer":
         fields = {
             name: phase[name]
@@ -276,6 +378,7 @@ def make_objective(modules: Modules, phase: Mapping[str, Any]) -> Objective:
                 "entropy_weight",
                 "commitment",
                 "pixel_weight",
+                "pixel_gradient",
             )
         }
         trained = "selector" in phase["modules"]

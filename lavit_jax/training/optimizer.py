@@ -1,12 +1,14 @@
-"""AdamW with warm-up, cosine decay, clipping and a weight-decay mask."""
+"""AdamW with warm-up, cosine decay, clipping, a weight-decay mask and averaged weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 
 DECAYED = ("kernel", "embedding")
 
@@ -32,8 +34,53 @@ def learning_rate(config: Mapping[str, Any], steps: int) -> optax.Schedule:
     )
 
 
+class Averaged(NamedTuple):
+    """Running average of the trained parameters, kept with the optimizer's state.
+
+    Attributes:
+      steps: so far.
+      params: the average.
+    """
+
+    steps: Array
+    params: Any
+
+
+def average_params(decay: float) -> optax.GradientTransformation:
+    """Leaves updates alone and averages the parameters they lead to; stands last in a chain.
+
+    Over the first steps it averages less, so that the start is soon forgotten.
+    """
+
+    def init(params: Any) -> Averaged:
+        return Averaged(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
+
+    def update(updates: Any, state: Averaged, params: Any = None) -> tuple[Any, Averaged]:
+        steps = state.steps + 1
+        keep = jnp.minimum(decay, steps / (steps + 10.0))
+        average = jax.tree.map(
+            lambda old, now, step: keep * old + (1 - keep) * (now + step),
+            state.params,
+            params,
+            updates,
+        )
+        return updates, Averaged(steps, average)
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged(opt_state: Any) -> dict[str, Any]:
+    """The averaged parameters by module in a phase's optimizer state; empty where it has none."""
+    found = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, Averaged))
+    return next((node.params for node in found if isinstance(node, Averaged)), {})
+
+
 def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTransformation:
-    """The transformation of one phase of `steps` steps; fields as in `configs/common.py`."""
+    """The transformation of one phase of `steps` steps; fields as in `configs/common.py`.
+
+    A phase whose optimizer has `ema` averages its weights with that decay.
+    """
+    average = (average_params(config["ema"]),) if "ema" in config else ()
     return optax.chain(
         optax.clip_by_global_norm(config["clip"]),
         optax.adamw(
@@ -43,4 +90,5 @@ def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTrans
             weight_decay=config["weight_decay"],
             mask=decay_mask,
         ),
+        *average,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,8 @@ from lavit_jax.models.config import lavit_config
 from lavit_jax.models.lavit import Modules
 from lavit_jax.models.quantizer import Codebook
 from lavit_jax.parallel.mesh import make_mesh
-from lavit_jax.training.checkpoints import Checkpoints, read_json
+from lavit_jax.training.checkpoints import read_json, read_latest
+from lavit_jax.training.optimizer import averaged
 from lavit_jax.training.run import abstract_state
 from lavit_jax.training.schedule import make_schedule
 
@@ -33,7 +33,9 @@ class Restored(NamedTuple):
 
 
 def restore(workdir: Path) -> Restored:
-    """Reads config, text tokenizer and newest checkpoint of a work directory.
+    """Reads config, text tokenizer and newest checkpoint of a work directory; changes nothing.
+
+    Where a phase averages its weights, the averaged ones are given.
 
     Raises:
       UserError: the directory is missing, was not made by `lavit train`, or has no checkpoint yet.
@@ -52,11 +54,11 @@ def restore(workdir: Path) -> Restored:
     modules = lavit.build_modules(lavit_config(config.model.to_dict(), text.vocab_size))
     phases = make_schedule(config)
     mesh = make_mesh(data=len(jax.devices()))
-    with contextlib.closing(Checkpoints(checkpoint_dir, keep=None)) as checkpoints:
-        found = checkpoints.restore_latest(
-            lambda place: abstract_state(modules, phases, mesh, config.seed, place["step"])
-        )
+    found = read_latest(
+        checkpoint_dir,
+        lambda place: abstract_state(modules, phases, mesh, config.seed, place["step"]),
+    )
     if found is None:
         raise UserError(f"{checkpoint_dir} has no complete checkpoint yet")
-    step, state, _ = found
-    return Restored(config, step, modules, state.params, state.codebook, text)
+    params = {**found.state.params, **averaged(found.state.opt_state)}
+    return Restored(config, found.step, modules, params, found.state.codebook, text)

@@ -6,25 +6,28 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lavit_jax import config as configs
+from lavit_jax.data import datasets
 from lavit_jax.data import text as text_data
-from lavit_jax.data import twemoji
 from lavit_jax.data.text import TextTokenizer
 from lavit_jax.errors import UserError
 from lavit_jax.models import lavit
 from lavit_jax.models.config import lavit_config
 from lavit_jax.models.lavit import Modules
 from lavit_jax.parallel.mesh import batch_parts, make_mesh
-from lavit_jax.training import state
-from lavit_jax.training.checkpoints import read_json
+from lavit_jax.training import starting, state
+from lavit_jax.training.checkpoints import any_saved, read_json
+from lavit_jax.training.checks import check_config
 from lavit_jax.training.optimizer import make_optimizer
-from lavit_jax.training.schedule import Phase, make_schedule, phase_at
+from lavit_jax.training.schedule import Phase, phase_at
+
+# What is kept of a work directory's data and depends on the config; `data/` knows by itself.
+MADE_BY_CONFIG = ("text.model", "visual_ids.npz")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,21 +60,28 @@ class Run:
 def claim_workdir(config: ConfigDict, workdir: Path) -> None:
     """Makes the work directory of this config, or checks that it already is.
 
+    Before the first checkpoint another config may take its place: nothing is lost by that.
+
     Raises:
-      UserError: the directory belongs to another config, or cannot be written.
+      UserError: a config that cannot work, a directory with checkpoints of another config, or one
+        that cannot be written.
     """
+    check_config(config)
     stored, text = workdir / "config.json", configs.to_json(config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if stored.exists():
-            changed = configs.differences(read_json(stored), _as_stored(config))
-            if changed:
+        changed = _differences(stored, text)
+        if changed == []:
+            return
+        if changed:
+            if any_saved(workdir / "checkpoints"):
                 shown = "; ".join(changed[:3]) + (" ..." if len(changed) > 3 else "")
                 raise UserError(
                     f"{workdir} belongs to another config: {shown} (stored -> now); "
                     "choose another --workdir"
                 )
-            return
+            for made in MADE_BY_CONFIG:
+                (workdir / made).unlink(missing_ok=True)
         aside = stored.with_suffix(".tmp")
         aside.write_text(text)
         os.replace(aside, stored)
@@ -79,20 +89,22 @@ def claim_workdir(config: ConfigDict, workdir: Path) -> None:
         raise UserError(f"cannot write to the work directory {workdir}: {error}") from error
 
 
-def _as_stored(config: ConfigDict) -> Any:
-    return json.loads(configs.to_json(config))
+def _differences(stored: Path, text: str) -> list[str] | None:
+    """How the stored config differs; None if there is none."""
+    if not stored.exists():
+        return None
+    return configs.differences(read_json(stored), json.loads(text))
 
 
 def prepare(config: ConfigDict, workdir: Path) -> tuple[Path, TextTokenizer]:
     """Prepares the data set and trains the text tokenizer, where that is not done yet."""
     data_dir = workdir / "data"
-    languages = tuple(config.data.languages)
-    twemoji.prepare(data_dir, languages)
+    datasets.prepare(config, data_dir)
     model = workdir / "text.model"
+    starting.copy_text_model(config, model)
     if not model.exists():
-        source = twemoji.source("train", data_dir, languages)
         text_data.train_tokenizer(
-            twemoji.sentences(source), model, vocab_size=config.data.text_vocab_size
+            datasets.sentences(config, data_dir), model, vocab_size=config.data.text_vocab_size
         )
     return data_dir, TextTokenizer(model)
 
@@ -103,11 +115,11 @@ def start(config: ConfigDict, workdir: Path) -> Run:
     Raises:
       UserError: a config or work directory that cannot work.
     """
-    phases = make_schedule(config)
+    phases = check_config(config)
     mesh = make_mesh(**config.mesh)
     for phase in phases:
         check_batch(phase, mesh)
-    _check_sizes(config)
+    starting.check(config, phases)
     claim_workdir(config, workdir)
     data_dir, text = prepare(config, workdir)
     modules = lavit.build_modules(lavit_config(config.model.to_dict(), text.vocab_size))
@@ -119,24 +131,11 @@ def check_batch(phase: Phase, mesh: Mesh) -> None:
     size, parts = phase.config["batch_size"], batch_parts(mesh)
     accumulate = phase.config.get("accumulate", 1)
     each = parts * accumulate
-    if accumulate < 1 or size % each:
-        nearest = max(each, round(size / each) * each) if accumulate >= 1 else parts
+    if size % each:
+        nearest = max(each, round(size / each) * each)
         raise UserError(
             f"config.phases.{phase.name}.batch_size={size} does not divide over {parts} devices "
             f"(slice x data x fsdp) and accumulate={accumulate}: batch_size={nearest} would fit"
-        )
-
-
-def _check_sizes(config: ConfigDict) -> None:
-    """Builds the typed sizes once before any work, so that wrong ones fail at start."""
-    try:
-        sizes = lavit_config(config.model.to_dict(), config.data.text_vocab_size)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"config.{error}") from error
-    if config.data.row_length > sizes.llm.max_length:
-        raise UserError(
-            f"config.data.row_length={config.data.row_length} is longer than "
-            f"config.model.llm.max_length={sizes.llm.max_length}"
         )
 
 

@@ -10,7 +10,9 @@ import numpy as np
 from lavit_jax.data import images as image_data
 from lavit_jax.data import pipeline
 from lavit_jax.inference.api import Lavit
+from lavit_jax.inference.pixels import trained
 from lavit_jax.report import figures
+from lavit_jax.training.optimizer import averaged
 from lavit_jax.training.schedule import Phase
 from lavit_jax.training.state import TrainState
 
@@ -26,8 +28,9 @@ def write(run: Run, phase: Phase, current: TrainState, step: int) -> None:
 
     Tokenizer phases: pictures, the patches they keep, and what comes back from their ids (which
     means something once the run quantizes). Unified phases: pictures above the captions
-    they get, and drawings of the pictures' own captions. The contrastive phase has nothing to
-    show. Runs of several processes write none: no process has all of the parameters.
+    they get, and drawings of the pictures' own captions. Diffusion phases: pictures, and what
+    the averaged weights paint from their ids. The contrastive phase has nothing to show. Runs of
+    several processes write none: no process has all of the parameters.
     """
     objective = phase.config["objective"]
     if objective == "contrastive" or jax.process_count() > 1:
@@ -35,9 +38,13 @@ def write(run: Run, phase: Phase, current: TrainState, step: int) -> None:
     records = _records(run)
     size = run.config.model.image_size
     pictures = [image_data.resize(record["image"], size) for record in records]
-    model = Lavit(run.modules, current.params, current.codebook, run.text)
+    params = {**current.params, **averaged(current.opt_state)}
+    decoders = trained(run.modules, params, current.codebook)
+    model = Lavit(run.modules, params, current.codebook, run.text, decoders=decoders)
     if objective == "tokenizer":
         cells, labels = _tokenized(model, pictures)
+    elif objective == "diffusion":
+        cells, labels = _painted(model, pictures)
     else:
         cells, labels = _said_and_drawn(model, pictures, [r["captions"][0] for r in records])
     folder = run.workdir / "samples"
@@ -52,6 +59,11 @@ def _tokenized(model: Lavit, pictures: list[np.ndarray]) -> tuple[list[np.ndarra
     rows = [pictures, kept, model.reconstruct(pictures)]
     labels = [""] * COUNT + [f"{t.kept} of {len(t.keep)}" for t in tokens] + [""] * COUNT
     return [cell for row in rows for cell in row], labels
+
+
+def _painted(model: Lavit, pictures: list[np.ndarray]) -> tuple[list[np.ndarray], list[str]]:
+    ids = [tokens.ids for tokens in model.tokenize(pictures)]
+    return [*pictures, *model.paint(ids, "lowres")], []
 
 
 def _said_and_drawn(

@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lavit_jax.errors import UserError
-from lavit_jax.training.objectives import READS
+from lavit_jax.training.objectives import MODULES, READS, SELECTIONS
+
+FIELDS = ("objective", "steps", "batch_size", "modules", "optimizer")
+TINY, HUGE = 1e-12, 1e12
+OPTIMIZER = {  # least and most
+    "learning_rate": (TINY, HUGE),
+    "final_share": (0.0, 1.0),
+    "warmup": (0, HUGE),
+    "b1": (0.0, 1.0),
+    "b2": (0.0, 1.0),
+    "weight_decay": (0.0, HUGE),
+    "clip": (TINY, HUGE),
+}
+TOKENIZER = {
+    "kept_share": (TINY, 1.0),
+    "share_weight": (0.0, HUGE),
+    "entropy_weight": (0.0, HUGE),
+    "commitment": (0.0, HUGE),
+    "pixel_weight": (0.0, HUGE),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +76,8 @@ def make_schedule(config: Mapping[str, Any]) -> tuple[Phase, ...]:
             )
         phase = config["phases"][name]
         _check(name, phase)
-        names += [module for module in READS[phase["objective"]] if module not in names]
+        held = (*READS[phase["objective"]], *phase.get("frozen", ()))
+        names += [module for module in held if module not in names]
         end = start + phase["steps"]
         phases.append(Phase(name, phase, index, start, end, tuple(names)))
         start = end
@@ -66,6 +86,7 @@ def make_schedule(config: Mapping[str, Any]) -> tuple[Phase, ...]:
 
 def _check(name: str, phase: Mapping[str, Any]) -> None:
     where = f"config.phases.{name}"
+    _require(where, phase, FIELDS)
     objective = phase["objective"]
     if objective not in READS:
         raise UserError(f"{where}.objective must be one of {sorted(READS)}, got {objective!r}")
@@ -74,14 +95,59 @@ def _check(name: str, phase: Mapping[str, Any]) -> None:
         raise UserError(
             f"{where}.modules must be some of {READS[objective]}, got {tuple(phase['modules'])}"
         )
+    strange = sorted(set(phase.get("frozen", ())) - MODULES)
+    if strange:
+        raise UserError(f"{where}.frozen names {strange[0]!r}, expected some of {sorted(MODULES)}")
     for field in ("steps", "batch_size"):
-        if phase[field] < 1:
-            raise UserError(f"{where}.{field} must be at least 1, got {phase[field]}")
-    for field in ("learning_rate", "clip"):
-        if phase["optimizer"][field] <= 0:
-            raise UserError(
-                f"{where}.optimizer.{field} must be positive, got {phase['optimizer'][field]}"
-            )
+        check_count(f"{where}.{field}", phase[field], 1)
+    check_count(f"{where}.accumulate", phase.get("accumulate", 1), 1)
+    check_number(f"{where}.z_weight", phase.get("z_weight", 0.0), 0.0, HUGE)
+    _require(f"{where}.optimizer", phase["optimizer"], OPTIMIZER)
+    check_count(f"{where}.optimizer.warmup", phase["optimizer"]["warmup"], 0)
+    for field, (least, most) in OPTIMIZER.items():
+        check_number(f"{where}.optimizer.{field}", phase["optimizer"][field], least, most)
+    if objective == "tokenizer":
+        _check_tokenizer(where, phase)
+    if objective == "diffusion":
+        _require(where, phase, ("condition_drop",))
+        # Some pictures must keep their condition: the head learns from nothing else.
+        check_number(f"{where}.condition_drop", phase["condition_drop"], 0.0, 0.99)
+    if "ema" in phase["optimizer"]:
+        check_number(f"{where}.optimizer.ema", phase["optimizer"]["ema"], 0.0, 1.0)
+
+
+def _check_tokenizer(where: str, phase: Mapping[str, Any]) -> None:
+    _require(where, phase, (*TOKENIZER, "selection", "quantize"))
+    for field, (least, most) in TOKENIZER.items():
+        check_number(f"{where}.{field}", phase[field], least, most)
+    if phase["selection"] not in SELECTIONS:
+        raise UserError(
+            f"{where}.selection must be one of {SELECTIONS}, got {phase['selection']!r}"
+        )
+    if "selector" in phase["modules"] and phase["selection"] != "sample":
+        raise UserError(
+            f"{where}: a selector that learns needs selection='sample', "
+            f"got {phase['selection']!r}; or take it out of modules"
+        )
+
+
+def _require(where: str, group: Mapping[str, Any], fields: Iterable[str]) -> None:
+    for field in fields:
+        if field not in group:
+            raise UserError(f"{where}.{field} is missing; configs/twemoji.py shows all fields")
+
+
+def check_count(field: str, value: Any, least: int) -> None:
+    """Raises a UserError unless `value` is a whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UserError(f"{field} must be a whole number of at least {least}, got {value!r}")
+
+
+def check_number(field: str, value: Any, least: float, most: float) -> None:
+    """Raises a UserError unless `value` is a number in least..most."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not least <= value <= most:
+        raise UserError(f"{field} must be a number in {least:g}..{most:g}, got {value!r}")
 
 
 def phase_at(phases: tuple[Phase, ...], step: int) -> Phase:

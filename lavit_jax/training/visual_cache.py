@@ -8,42 +8,65 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from lavit_jax.data import pipeline
-from lavit_jax.data.visual_ids import VisualIdCache
+from lavit_jax.data import pipeline, prepared
+from lavit_jax.data.stored_ids import Stamp
+from lavit_jax.data.visual_ids import VisualIdCache, VisualIds
 from lavit_jax.models import lavit
 from lavit_jax.parallel import feed, rules
+from lavit_jax.training.interruption import Interruption
 from lavit_jax.training.state import TrainState
 
 if TYPE_CHECKING:
+    from lavit_jax.training.restore import Restored
     from lavit_jax.training.run import Run
 
 BATCH = 64
 TOKENIZER = ("encoder", "selector", "merger", "quantizer")
 
 
-def stamp(current: TrainState, mesh: Mesh) -> str:
+def stamp(model: TrainState | Restored, mesh: Mesh) -> str:
     """A hash of the weights that decide ids; a cache made by others is not used."""
     digest = hashlib.sha256()
-    tree = ({name: current.params[name] for name in TOKENIZER}, current.codebook.codes_KC)
+    tree = ({name: model.params[name] for name in TOKENIZER}, model.codebook.codes_KC)
     for leaf in jax.tree.leaves(feed.to_host(tree, mesh)):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
 
 
-def load_or_build(run: Run, current: TrainState) -> VisualIdCache:
-    """Reads `WORKDIR/visual_ids.npz`, or tokenizes all variants of all training pictures."""
+def full_stamp(config: ConfigDict, model: TrainState | Restored, mesh: Mesh) -> Stamp:
+    """What the visual ids of a model's tokenizer are stored with."""
+    size = config.model.image_size
+    seen = f"whole image, {size} x {size}, Pillow bicubic, JPEG no larger than needed"
+    weights = stamp(model, mesh)
+    return Stamp(weights, seen, f"greedy, at most {config.model.selector.max_kept or 'all'}")
+
+
+def load_or_build(run: Run, current: TrainState, interruption: Interruption) -> VisualIds:
+    """Reads stored ids, or tokenizes all variants of all training pictures.
+
+    Stored are those of `config.data.visual_ids`, or `WORKDIR/visual_ids.npz`. If no source of
+    `config.data.sources` is the data set itself, there are none to make.
+    """
+    data = run.config.data
+    if data.sources and all(source.get("path", "") for source in data.sources.values()):
+        return VisualIdCache(np.zeros((0, 0), np.uint16), np.zeros((0, 0), np.uint8))
+    if data.visual_ids:
+        examples = prepared.read_index(data.dataset)["examples"]
+        full = full_stamp(run.config, current, run.mesh)
+        return pipeline.load_ids(run.config, data.visual_ids, full, examples)
     path, wanted = run.workdir / "visual_ids.npz", stamp(current, run.mesh)
     if path.exists():
         cache = VisualIdCache.load(path)
         if cache.stamp == wanted:
             return cache
-    cache = build(run, current, wanted)
+    cache = build(run, current, wanted, interruption)
     cache.save(path)
     return cache
 
 
-def build(run: Run, current: TrainState, wanted: str) -> VisualIdCache:
+def build(run: Run, current: TrainState, wanted: str, interruption: Interruption) -> VisualIdCache:
     """Tokenizes pictures in batches of one shape."""
     m = run.modules
     tokenize = jax.jit(
@@ -53,6 +76,7 @@ def build(run: Run, current: TrainState, wanted: str) -> VisualIdCache:
     pictures = pipeline.variants(run.config, run.data_dir, "train")
     codes, keeps = [], []
     for start in range(0, len(pictures), BATCH):
+        interruption.stop_if_requested()
         images = np.stack([pictures[i] for i in range(start, min(start + BATCH, len(pictures)))])
         padded = np.zeros((BATCH, *images.shape[1:]), np.uint8)
         padded[: len(images)] = images

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -18,7 +19,21 @@ from lavit_jax.cli import common
 from lavit_jax.cli.main import main
 from lavit_jax.errors import UserError
 
-COMMANDS = ["quickstart", "train", "tokenize", "caption", "answer", "draw", "parity", "plan"]
+COMMANDS = [
+    "quickstart",
+    "train",
+    "tokenize",
+    "reconstruct",
+    "caption",
+    "answer",
+    "score",
+    "draw",
+    "data",
+    "tokenize-dataset",
+    "convert",
+    "parity",
+    "plan",
+]
 
 
 @dataclasses.dataclass
@@ -28,24 +43,47 @@ class Tokens:
     kept: int
 
 
+class Said(NamedTuple):
+    text: str
+    score: float
+
+
+class Score(NamedTuple):
+    text_given_image: float
+    image_given_text: float
+    text_tokens: int
+    image_tokens: int
+
+
 class FakeLavit:
     """Has the Python API's methods and remembers how they were called."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict]] = []
 
-    def tokenize(self, images):
-        self.calls.append(("tokenize", {"images": images}))
+    def tokenize(self, images, **options):
+        self.calls.append(("tokenize", {"images": images, **options}))
         keep = np.arange(16) < 2
         return [Tokens(np.array([7, 5], np.int32), keep, 2) for _ in images]
 
-    def caption(self, images, prompt="", beams=2):
-        self.calls.append(("caption", {"images": images, "prompt": prompt, "beams": beams}))
-        return [f"caption {index} é" for index in range(len(images))]
+    def reconstruct(self, images, **options):
+        self.calls.append(("reconstruct", {"images": images, **options}))
+        return [np.zeros((8, 8, 3), np.uint8) for _ in images]
 
-    def answer(self, images, questions):
-        self.calls.append(("answer", {"images": images, "questions": questions}))
+    def complete(self, prompts, n_best=1, **options):
+        self.calls.append(("complete", {"prompts": prompts, "n_best": n_best, **options}))
+        return [
+            [Said(f"caption {index} é", -0.5 - place) for place in range(n_best)]
+            for index in range(len(prompts))
+        ]
+
+    def answer(self, images, questions, **options):
+        self.calls.append(("answer", {"images": images, "questions": questions, **options}))
         return [f"answer to {question}" for question in questions]
+
+    def score(self, images, texts, **options):
+        self.calls.append(("score", {"images": images, "texts": texts, **options}))
+        return [Score(-3.0, -8.0, 2, 4) for _ in texts]
 
     def draw(self, prompts, **options):
         self.calls.append(("draw", {"prompts": prompts, **options}))
@@ -140,13 +178,54 @@ def test_captions_of_several_name_their_picture(model, capsys):
     assert main(["caption", "cat.png", "other/cat.png", "--beams", "1", "--prompt", "a "]) == 0
     assert capsys.readouterr().out == "cat.png: caption 0 é\nother/cat.png: caption 1 é\n"
     name, call = model.calls[0]
-    assert (name, call["beams"], call["prompt"]) == ("caption", 1, "a")
-    assert [image.shape for image in call["images"]] == [(8, 8, 3), (6, 12, 3)]
+    assert (name, call["beams"], call["preset"]) == ("complete", 1, None)
+    assert "max_new" not in call
+    assert [(image.shape, words) for image, words in call["prompts"]] == [
+        ((8, 8, 3), "a"),
+        ((6, 12, 3), "a"),
+    ]
 
 
 def test_caption_json(model, capsys):
     assert main(["caption", "cat.png", "--json"]) == 0
     assert document(capsys) == {"captions": [{"image": "cat.png", "caption": "caption 0 é"}]}
+
+
+def test_the_n_best_captions_have_scores(model, capsys):
+    assert main(["caption", "cat.png", "--n-best", "2", "--select", "top=3"]) == 0
+    assert capsys.readouterr().out == "1 (-0.50) caption 0 é\n2 (-1.50) caption 0 é\n"
+    assert model.calls[0][1]["select"] == "top=3"
+    assert main(["caption", "cat.png", "--n-best", "2", "--json"]) == 0
+    (entry,) = document(capsys)["captions"]
+    assert entry["n_best"][1] == {"caption": "caption 0 é", "score": -1.5}
+
+
+def test_score_tells_both_directions(model, capsys):
+    assert main(["score", "cat.png", "a cat", " a dog "]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "a cat: log p(text|image) -3.00, -1.500 for each of 2 tokens"
+    assert lines[3] == "a dog: log p(image|text) -8.00, -2.000 for each of 4 tokens"
+    assert main(["score", "cat.png", "a cat", "--json"]) == 0
+    assert document(capsys)["scores"] == [
+        {
+            "text": "a cat",
+            "text_given_image": -3.0,
+            "image_given_text": -8.0,
+            "text_tokens": 2,
+            "image_tokens": 4,
+        }
+    ]
+
+
+def test_reconstruct_writes_pictures(model, capsys):
+    assert main(["reconstruct", "cat.png", "other/cat.png", "--out", "r"]) == 0
+    names = ["cat.again.png", "cat-2.again.png"]
+    assert capsys.readouterr().out.split() == [str(Path("r", name)) for name in names]
+    assert all(Path("r", name).is_file() for name in names)
+    assert model.calls[0][1].keys() == {"images", "select", "seed"}
+    assert main(["reconstruct", "cat.png", "--decoder", "lowres", "--json"]) == 0
+    assert document(capsys)["images"] == [{"image": "cat.png", "reconstruction": "cat.again.png"}]
+    assert model.calls[1][1]["decoder"] == "lowres"
 
 
 def test_answer_takes_several_questions_about_one_picture(model, capsys):
@@ -164,17 +243,20 @@ def test_draw_writes_pictures_and_a_sheet(model, capsys):
     assert capsys.readouterr().out.split() == [str(Path("d", name)) for name in names]
     assert sorted(path.name for path in Path("d").iterdir()) == names
     call = model.calls[0][1]
-    assert (call["n"], call["guidance"], call["seed"], call["images"]) == (2, 4.0, 3, None)
-    assert "temperature" not in call
+    assert (call["n"], call["seed"], call["images"], call["preset"]) == (2, 3, None, None)
+    assert not {"temperature", "guidance", "best_of"} & call.keys()
 
 
 def test_draw_passes_pictures_and_sampling_on(model, capsys):
     argv = ["draw", "x", "--image", "cat.png", "--temperature", "0.7", "--top-k", "5", "--n", "1"]
-    assert main([*argv, "--json"]) == 0
-    (drawing,) = document(capsys)["drawings"]
+    assert main([*argv, "--best-of", "3", "--preset", "fid", "--json"]) == 0
+    found = document(capsys)
+    (drawing,) = found["drawings"]
     assert "sheet" not in drawing
+    assert found["settings"] == {"temperature": 0.7, "top_k": 5, "best_of": 3}
     call = model.calls[0][1]
     assert (call["temperature"], call["top_k"], len(call["images"])) == (0.7, 5, 1)
+    assert (call["best_of"], call["preset"]) == (3, "fid")
 
 
 def test_prompts_that_look_alike_get_files_of_their_own(model, capsys):
@@ -197,6 +279,9 @@ def test_prompts_that_look_alike_get_files_of_their_own(model, capsys):
         (["draw", "x", "--n", "many"], "a whole number of at least 1, got 'many'"),
         (["draw", "x", "--guidance", "nan"], "got 'nan'"),
         (["draw", "x", "--out", "cat.png"], "cat.png"),
+        (["draw", "x", "--preset", "mine"], "invalid choice: 'mine'"),
+        (["reconstruct", "cat.png", "--decoder", "best"], "invalid choice: 'best'"),
+        (["score", "cat.png", " "], "the text is empty"),
         (["draw", "x", "--colour", "red"], "unrecognized arguments: --colour red"),
         (["sing"], "'sing'"),
         (["train", "--workdir", "w"], "--config"),
@@ -262,13 +347,13 @@ def raising(error: BaseException):
     ],
 )
 def test_errors_of_a_run_are_one_line(error, line, model, monkeypatch, capsys):
-    monkeypatch.setattr(model, "caption", raising(error))
+    monkeypatch.setattr(model, "complete", raising(error))
     assert line in mistake(capsys, "caption", "cat.png")
 
 
 def test_debugging_shows_the_traceback(model, monkeypatch):
     monkeypatch.setenv("LAVIT_DEBUG", "1")
-    monkeypatch.setattr(model, "caption", raising(UserError("x")))
+    monkeypatch.setattr(model, "complete", raising(UserError("x")))
     with pytest.raises(UserError):
         main(["caption", "cat.png"])
 

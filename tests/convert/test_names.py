@@ -115,6 +115,18 @@ def test_every_form_inverts(inputs, outputs, count, width, parts):
         np.testing.assert_array_equal(form.join(ours), tensor, strict=True)
 
 
+@settings(max_examples=30)
+@given(rows=sizes, extra=sizes, width=sizes, tied=st.booleans())
+def test_a_grown_vocabulary_gives_its_own_rows_back(rows, extra, width, tied):
+    grown = (rows + extra, width)
+    form = forms.Grown(rows, forms.Tied(grown) if tied else forms.same(*grown), seed=0)
+    tensor = np.random.default_rng(rows).normal(size=form.published).astype(np.float32)
+    ours = form.split(tensor)
+    assert tuple(array.shape for array in ours) == form.shapes
+    np.testing.assert_array_equal(ours[0][:rows], tensor)
+    np.testing.assert_array_equal(form.join(ours), tensor, strict=True)
+
+
 def test_pieces_come_in_the_order_of_the_source_and_assemble():
     entry = Entry("blocks.{i}.w", ("blocks/w",), forms.linear(2, 3), blocks=2)
     table = (entry, Entry("b", ("b",), forms.same(3)))

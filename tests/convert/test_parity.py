@@ -88,6 +88,13 @@ def test_a_nan_never_agrees():
     assert not row.ok
 
 
+def test_what_is_impossible_on_both_sides_agrees():
+    expected = np.array([-np.inf, 1.0], np.float32)
+    assert parity.compare(parity.Result("x", expected.copy()), expected).ok
+    assert not parity.compare(parity.Result("x", np.array([0.0, 1.0])), expected).ok
+    assert not parity.compare(parity.Result("x", np.array([-np.inf, -np.inf])), expected).ok
+
+
 def test_padding_is_not_compared():
     result = parity.Result("x", np.array([1.0, 5.0]), np.array([True, False]))
     assert parity.compare(result, np.array([1.0, 0.0])).ok

@@ -111,10 +111,17 @@ def test_parts_load_alone(tmp_path, states):
     assert set(language.params) == {"llm", "conditioner"}
     assert language.codebook is None
     assert language.config.llm == load_published(folder).config.llm
-    with pytest.raises(UserError, match="the number of codes"):
-        load_published(folder, ["language_model"])
     with pytest.raises(UserError, match="part 'unet' is unknown"):
         load_published(folder, ["unet"])
+
+
+def test_the_number_of_codes_is_in_the_visual_tokenizer_beside_or_has_to_be_given(tmp_path, states):
+    folder = folder_of(tmp_path, states)
+    alone = load_published(folder, ["language_model"])
+    assert alone.config.llm.text_vocab == GROUPED.text_vocab
+    (folder / "visual_tokenizer" / "tokenizer_encoder.bin").unlink()
+    with pytest.raises(UserError, match="the number of codes is not in a language model; give it"):
+        load_published(folder, ["language_model"])
 
 
 def test_the_instruction_tuned_language_model_is_another_folder(tmp_path, states):

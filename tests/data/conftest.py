@@ -1,4 +1,4 @@
-"""The data set, prepared once for all tests here, and what is made from it."""
+"""What is made from the data set, once for all tests here."""
 
 from pathlib import Path
 
@@ -21,6 +21,13 @@ def config() -> ConfigDict:
             "model": {"image_size": 32, "patch_size": 8, "quantizer": {"codes": CODES}},
             "data": {
                 "dataset": "twemoji",
+                "held_out": 64,
+                "max_bad_share": 0.01,
+                "visual_ids": "",
+                "sources": {},
+                "threads": 1,
+                "weigh_by": "examples",
+                "curriculum": (),
                 "languages": ("en",),
                 "text_vocab_size": 500,
                 "canonical_share": 0.6,
@@ -33,13 +40,6 @@ def config() -> ConfigDict:
             },
         }
     )
-
-
-@pytest.fixture(scope="session")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    twemoji.prepare(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -72,6 +72,13 @@ def test_answers_follow_their_questions(maker, records, tokenizer):
         assert (asked, answer) in [(f"Question: {q} Answer:", a) for q, a in pairs]
 
 
+def test_pictures_without_questions_are_captioned_instead(config, records, tokenizer, cache):
+    bare = [{**record, "questions": (), "answers": ()} for record in records["train"][:20]]
+    maker = ExampleMaker(config, bare, tokenizer, cache)
+    rng = np.random.default_rng(0)
+    assert {kind_of(maker.question(picture, rng)) for picture in range(20)} == {"image_text"}
+
+
 def test_text_is_dropped_as_often_as_the_config_says(config, records, tokenizer, cache):
     config.data.text_drop = 0.25
     maker = ExampleMaker(config, records["train"], tokenizer, cache)
@@ -91,7 +98,7 @@ def test_the_canonical_caption_comes_as_often_as_the_config_says():
 @pytest.mark.parametrize(
     ("shares", "message"),
     [
-        ({"image_text": 0.0}, "some above"),
+        ({"image_text": 0.0}, "a share above 0"),
         ({"image_text": -1.0, "text": 1.0}, "0 or more"),
         ({"poems": 1.0}, r"config\.data\.mixture\.poems"),
     ],

@@ -187,13 +187,6 @@ def test_variants_are_fixed_and_the_first_is_the_plain_picture(config, data_dir,
     assert (pipeline.variants(config, data_dir, "test_new")[7] != images[7]).any()
 
 
-def test_a_small_source_is_read_into_memory_and_a_large_one_is_not():
-    source = tuple({"image": np.zeros(100, np.uint8)} for _ in range(10))
-    assert isinstance(pipeline.in_memory_if_small(source, limit=1000), list)
-    assert pipeline.in_memory_if_small(source, limit=999) is source
-    assert pipeline.in_memory_if_small((), limit=0) == ()
-
-
 def test_visual_ids_of_other_images_are_refused(config, data_dir, tokenizer, cache):
     fewer = VisualIdCache(cache.codes_ML[:10], cache.keep_MN[:10])
     with pytest.raises(UserError, match=r"visual_ids\.npz"):

@@ -29,7 +29,8 @@ def search(rows, config, banned=(), places=None):
 
 
 def plain(row, config, banned=()):
-    """The published beam search: of 2 W candidates, those that end among the best W are kept."""
+    """The published beam search, as transformers has it: of 2 W candidates, those that end among
+    the best W are kept; at the last step all of these end."""
     running, ended = [(0.0, ())], []
     for length in range(1, config.max_new + 1):
         candidates = []
@@ -38,26 +39,29 @@ def plain(row, config, banned=()):
             for token in range(lm.V):
                 held = token == lm.STOP and length <= config.min_new
                 if token not in banned and not held:
-                    candidates.append((total + scores[token], (*ids, token)))
+                    score = scores[token]
+                    if token in ids and config.repetition_penalty:
+                        score *= config.repetition_penalty
+                    candidates.append((total + score, (*ids, token)))
         candidates.sort(key=lambda c: -c[0])
         candidates = candidates[: 2 * config.beams]
         for total, ids in candidates[: config.beams]:
-            if ids[-1] == lm.STOP:
+            if ids[-1] == lm.STOP or length == config.max_new:
                 ended.append((total / length**config.length_penalty, ids))
         ended = sorted(ended, key=lambda c: -c[0])[: config.beams]
         running = [c for c in candidates if c[1][-1] != lm.STOP][: config.beams]
         if len(ended) == config.beams:
-            attainable = candidates[0][0] / length**config.length_penalty
+            attainable = running[0][0] / length**config.length_penalty
             if config.early_stopping or ended[-1][0] >= attainable:
-                return ended
-    ended += [(total / length**config.length_penalty, ids) for total, ids in running]
-    return sorted(ended, key=lambda c: -c[0])[: config.beams]
+                break
+    return ended
 
 
 @pytest.mark.parametrize("config", [
     BeamConfig(2, NEW),
     BeamConfig(3, NEW, min_new=2, length_penalty=0.0, early_stopping=True),
     BeamConfig(4, NEW, length_penalty=2.0),
+    BeamConfig(2, NEW, early_stopping=True, repetition_penalty=1.5),
 ])  # fmt: skip
 @pytest.mark.parametrize("banned", [(), (4, 5, 13)])
 def test_beam_search_equals_a_plain_one_without_a_cache(config, banned):
@@ -67,8 +71,9 @@ def test_beam_search_equals_a_plain_one_without_a_cache(config, banned):
         np.testing.assert_allclose(
             found.scores_BW[number], [score for score, _ in expected], atol=1e-4
         )
-        best = found.ids_BWM[number, 0]
-        assert tuple(best[: len(expected[0][1])].tolist()) == expected[0][1]
+        for place, (_, ids) in enumerate(expected):
+            assert tuple(found.ids_BWM[number, place, : len(ids)].tolist()) == ids
+            assert found.lengths_BW[number, place] == len(ids) - (ids[-1] == lm.STOP)
 
 
 def test_enough_beams_find_the_likeliest_of_all_continuations():

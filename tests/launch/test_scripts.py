@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parents[2]
-SCRIPTS = ["launch/quickstart.sh", "launch/test.sh", "launch/venv.sh", ".ci/run"]
+SCRIPTS = [
+    *sorted(str(path.relative_to(REPO)) for path in (REPO / "launch").rglob("*.sh")),
+    ".ci/run",
+]
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 
@@ -22,6 +25,21 @@ def bash(*args: str, **kwargs) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_script_is_sound_shell(script):
     assert bash("-n", str(REPO / script)).stderr == ""
+
+
+def test_shellcheck_finds_nothing():
+    # Beside this Python, where `pip install -e '.[dev]'` puts it, or the system's.
+    shellcheck = shutil.which("shellcheck", path=str(Path(sys.executable).parent))
+    shellcheck = shellcheck or shutil.which("shellcheck")
+    assert shellcheck, "shellcheck is missing: pip install -e '.[dev]'"
+    done = subprocess.run(
+        [shellcheck, "--external-sources", *SCRIPTS],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("script", ["launch/quickstart.sh", "launch/test.sh"])

@@ -46,11 +46,11 @@ def whole(ids, config=CONFIG, weights=None):
     return logits(weights or params(), ids, count(ids.shape[1], len(ids)), ones, config=config)
 
 
-@functools.partial(jax.jit, static_argnames="parts")
-def _cached(params, ids, positions, real, parts):
+@functools.partial(jax.jit, static_argnames=("parts", "config"))
+def _cached(params, ids, positions, real, parts, config=CONFIG):
     """Logits computed a few tokens at a time through a cache longer than needed."""
-    model, length = Llama(CONFIG), ids.shape[1] + 3
-    cache = llama.empty_cache(CONFIG, len(ids), length)
+    model, length = Llama(config), ids.shape[1] + 3
+    cache = llama.empty_cache(config, len(ids), length)
     keys = jnp.pad(real, ((0, 0), (0, 3)))
     out, start = [], 0
     for size in parts:
@@ -71,6 +71,18 @@ def test_decoding_with_a_cache_equals_the_full_forward(parts):
     ids = tokens(1, B, S)
     out = _cached(params(), ids, count(S), jnp.ones((B, S), jnp.int32), parts)
     np.testing.assert_allclose(out, whole(ids), atol=2e-5)
+
+
+@pytest.mark.parametrize("parts", [(1,) * S, (S,), (3, 1, 1, 3)])
+@pytest.mark.parametrize("rows", [1, B])
+def test_the_flat_form_computes_the_same(parts, rows):
+    ids, flat = tokens(1, rows, S), dataclasses.replace(CONFIG, stacked=False)
+    weights = llama.flattened(params())
+    expected = whole(ids)
+    np.testing.assert_allclose(whole(ids, flat, weights), expected, atol=2e-5)
+    real = jnp.ones((rows, S), jnp.int32)
+    out = _cached(weights, ids, count(S, rows), real, parts, config=flat)
+    np.testing.assert_allclose(out, expected, atol=2e-5)
 
 
 def test_left_padding_changes_nothing():

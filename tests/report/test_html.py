@@ -7,9 +7,10 @@ import jinja2
 import numpy as np
 import pytest
 
+from lavit_jax.errors import UserError
 from lavit_jax.report import galleries
 from lavit_jax.report.data import SHOWN_CARDS, Bar, Card, Gallery, ReportData, twemoji_bars
-from lavit_jax.report.html import render, write_report
+from lavit_jax.report.html import add_gallery, render, write_report
 
 RNG = np.random.default_rng(0)
 PICTURES = RNG.integers(0, 256, (30, 16, 16, 3), np.uint8)
@@ -169,3 +170,41 @@ def test_a_card_has_a_label_for_each_picture_or_none():
 )
 def test_bars_hold_within_their_bounds(bar, value, passes):
     assert bar.passes(value) is passes
+
+
+def test_a_gallery_can_be_added_later_and_again(data, tmp_path):
+    index = write_report(tmp_path, data)
+    before = index.read_text()
+    cards = [Card(images=[PICTURES[0]], title="one & only")]
+    add_gallery(index, "both-decoders", Gallery("Both <decoders>", cards))
+    once = index.read_text()
+    assert once.count("one &amp; only") == 2  # its title, and the picture's description
+    assert '<section id="both-decoders">' in once
+    assert '<a href="#both-decoders">Both &lt;decoders&gt;</a>' in once
+    page = _Page()
+    page.feed(once)
+    assert page.open == [] and "both-decoders" in page.ids
+    add_gallery(index, "both-decoders", Gallery("Both <decoders>", cards))
+    assert index.read_text() == once
+    add_gallery(index, "both-decoders", Gallery("Other", []))
+    assert "one &amp; only" not in index.read_text()
+    assert len(index.read_text()) < len(once) and len(before) < len(once)
+
+
+def test_a_page_without_room_for_a_gallery_is_told(tmp_path):
+    page = tmp_path / "index.html"
+    page.write_text("<html></html>")
+    with pytest.raises(UserError, match="not a report of this version"):
+        add_gallery(page, "more", Gallery("More", []))
+    assert page.read_text() == "<html></html>"
+
+
+def test_both_decoders_stand_beside_the_picture_where_there_is_one():
+    shown = galleries.decoders(
+        ["drawn", "again"], [None, PICTURES[0]], PICTURES[:2], PICTURES[2:4], "why"
+    )
+    assert [list(card.labels) for card in shown.cards] == [
+        ["one pass", "diffusion"],
+        ["picture", "one pass", "diffusion"],
+    ]
+    np.testing.assert_array_equal(shown.cards[1].images[2], PICTURES[3])

@@ -1,7 +1,10 @@
+import itertools
 import json
 import math
+import struct
 
-from lavit_jax.training.health import Health
+from tensorboardX.proto.event_pb2 import Event
+
 from lavit_jax.training.metrics import MetricWriter, read_metrics
 
 
@@ -38,11 +41,35 @@ def test_values_that_are_not_finite_stay_valid_json(tmp_path):
     assert json.loads(line, parse_constant=lambda _: 1 / 0)["loss"] is None
 
 
-def test_collapse_is_told_once_and_healthy_runs_are_silent():
-    health = Health()
-    good = {"loss": 1.0, "codebook_in_use": 0.8, "kept_mean": 0.33}
-    bad = {"loss": 1.0, "codebook_in_use": 0.05, "kept_mean": 0.01}
-    assert health.check("quantize", 150, good) == []
-    assert health.check("quantize", 10, bad) == []
-    assert len(health.check("quantize", 150, bad)) == 2
-    assert health.check("quantize", 151, bad) == []
+def _board(workdir):
+    """Step -> loss as TensorBoard shows them: each session's start drops what it writes anew."""
+    shown = {}
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            if event.HasField("session_log"):
+                shown = {step: values for step, values in shown.items() if step < event.step}
+            for value in event.summary.value:
+                shown.setdefault(event.step, []).append(value.simple_value)
+    return shown
+
+
+def test_tensorboard_shows_every_step_once_after_resuming(tmp_path, monkeypatch):
+    stamps = itertools.count(1)
+    monkeypatch.setattr("time.time", lambda: float(next(stamps)))  # names of event files
+    _write(tmp_path, 0, [2, 4, 6])
+    _write(tmp_path, 4, [6, 8])
+    shown = _board(tmp_path)
+    assert sorted(shown) == [2, 4, 6, 8]
+    assert all(len(values) == 1 for values in shown.values())
+
+
+def test_what_a_checkpoint_counts_on_is_on_disk_before_it(tmp_path):
+    with MetricWriter(tmp_path, 0, total=10, every=1) as writer:
+        writer.write(1, "encoder", {"loss": 1.0}, rate=1.0, left=1.0)
+        writer.flush()
+        assert list(_board(tmp_path)) == [1]
+        assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1

@@ -1,0 +1,184 @@
+"""Prepare, inspect and time data sets for training."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from lavit_jax.cli.common import add_json, number, print_json
+
+EXAMPLES = """\
+examples:
+  lavit data prepare 'shards/{00000..00099}.tar' data/laion
+  lavit data prepare coco_captions data/coco --split train
+  lavit data prepare gs://bucket/parquet gs://bucket/prepared --runner dataflow \\
+      --beam=--project=mine --beam=--temp_location=gs://bucket/tmp
+  lavit data inspect data/laion
+  lavit data bench data/laion
+"""
+
+SOURCE_HELP = (
+    "webdataset tars, parquet, array_record, JSON lines (with an image folder) or plain text: a "
+    "file, folder, glob or {00..99} range, local or gs://; or a TFDS data set by name or "
+    "package.module:Builder"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    kept = argparse.RawDescriptionHelpFormatter
+    for name, add, run, text in (
+        ("prepare", _add_prepare, _prepare, "turn any source into array_record shards"),
+        ("inspect", _add_inspect, _inspect, "show what a prepared data set has"),
+        ("bench", _add_bench, _bench, "time every step from shard to device"),
+    ):
+        action = actions.add_parser(
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.", formatter_class=kept
+        )
+        add(action)
+        action.set_defaults(action=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    args.action(args)
+
+
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SRC", help=SOURCE_HELP)
+    parser.add_argument("destination", metavar="DST", help="a folder, local or gs://")
+    parser.add_argument("--split", default="train", help="of a TFDS data set (default: train)")
+    parser.add_argument("--data-dir", default="", metavar="DIR", help="of a TFDS data set")
+    parser.add_argument("--image-field", default="", metavar="NAME", help="default: found by name")
+    parser.add_argument("--caption-field", default="", metavar="NAME", help="likewise")
+    parser.add_argument(
+        "--shard-mb",
+        type=number(float, 0.001),
+        default=256,
+        metavar="MB",
+        help="size of a shard, about (default: 256)",
+    )
+    parser.add_argument(
+        "--runner", choices=("local", "direct", "dataflow"), default="local", help="default: local"
+    )
+    parser.add_argument(
+        "--beam",
+        action="append",
+        default=[],
+        metavar="--OPTION=VALUE",
+        help="of the Beam pipeline, with --runner direct or dataflow; may be repeated",
+    )
+    parser.add_argument(
+        "--workers",
+        type=number(int, 1),
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes of --runner local (default: one for each core)",
+    )
+    parser.add_argument(
+        "--max-bad-share",
+        type=number(float, 0),
+        default=0.01,
+        metavar="SHARE",
+        help="stop past this share of broken examples (default: 0.01)",
+    )
+    add_json(parser)
+    parser.set_defaults(resumes=True)
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    from lavit_jax.data.prepare import run, tasks
+    from lavit_jax.data.sources import Options
+
+    options = Options(args.split, args.data_dir, args.image_field, args.caption_field)
+    job = tasks.Job(args.source, args.destination, options, int(args.shard_mb * 1e6))
+    if args.runner == "local":
+        runner = run.local_runner(args.workers)
+    else:
+        from lavit_jax.data.prepare.beam import beam_runner
+
+        runner = beam_runner(args.runner, args.beam)
+    index = run.prepare(job, runner, args.max_bad_share, lambda text: print(text, file=sys.stderr))
+    if args.json:
+        print_json({"data": args.destination, **index})
+        return
+    print(
+        f"{args.destination}: {index['examples']} examples ({index['images']} with an image) in "
+        f"{len(index['shards'])} shards, {index['bytes'] / 1e6:.1f} MB"
+    )
+    for reason, count in sorted(index["rejected"].items(), key=lambda item: -item[1]):
+        print(f"  left out: {count} {reason}")
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DST", type=Path, help="a prepared data set")
+    parser.add_argument(
+        "--most",
+        type=number(int, 1),
+        default=10_000,
+        metavar="N",
+        help="examples looked at, evenly spread (default: 10000)",
+    )
+    parser.add_argument(
+        "--sheet",
+        type=Path,
+        metavar="PNG",
+        help="where the contact sheet is written (default: DST/contact_sheet.png)",
+    )
+    add_json(parser)
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from lavit_jax.report import survey
+
+    found = survey.survey(args.data, args.most)
+    sheet = args.sheet or args.data / "contact_sheet.png"
+    if survey.write_sheet(args.data, sheet):
+        found["contact_sheet"] = str(sheet)
+    if args.json:
+        print_json(found)
+        return
+    print(survey.describe(found))
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DST", type=Path, help="a prepared data set with images")
+    parser.add_argument(
+        "--config",
+        default="configs/twemoji.py",
+        metavar="FILE.py[:ARG]",
+        help="whose image size, rows and batches are meant (default: configs/twemoji.py)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=number(float, 0.1),
+        default=5.0,
+        metavar="S",
+        help="for each step (default: 5)",
+    )
+    parser.add_argument(
+        "--step-seconds",
+        type=number(float, 1e-6),
+        default=0.0,
+        metavar="S",
+        help="of a training step on the target; says what each host must deliver",
+    )
+    parser.set_defaults(overrides=[])
+    parser.add_argument(
+        "--hosts", type=number(int, 1), default=1, metavar="N", help="of the target (default: 1)"
+    )
+    add_json(parser)
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from lavit_jax.config import load_config
+    from lavit_jax.data import rates
+
+    config = load_config(args.config, args.overrides)
+    found = rates.measure(config, args.data, args.seconds)
+    found["needs"] = rates.needs(config, args.step_seconds, args.hosts)
+    if args.json:
+        print_json(found)
+        return
+    print(rates.describe(found))

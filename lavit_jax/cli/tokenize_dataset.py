@@ -1,0 +1,46 @@
+"""Turn a whole prepared data set into visual ids, for stage two.
+
+Stopped at any time, it goes on where it was when it is run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from lavit_jax.cli.common import add_json, print_json
+
+EXAMPLES = """\
+examples:
+  lavit tokenize-dataset data/laion data/laion-ids --checkpoint workdir/stage-one
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SRC", help="a folder of `lavit data prepare`")
+    parser.add_argument("destination", metavar="DST", help="gets the ids; a folder or gs://")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="work directory of the run with the tokenizer",
+    )
+    add_json(parser)
+    parser.set_defaults(resumes=True)
+
+
+def run(args: argparse.Namespace) -> None:
+    from lavit_jax.training.tokenize_dataset import tokenize_dataset
+
+    index = tokenize_dataset(
+        args.source,
+        args.destination,
+        args.checkpoint,
+        lambda text: print(text, file=sys.stderr),
+    )
+    if args.json:
+        print_json({"ids": args.destination, **index})
+        return
+    print(f"{args.destination}: {index['examples']} examples, {index['bytes'] / 1e6:.1f} MB")

@@ -1,0 +1,138 @@
+"""The folder that is prepared: files in it are complete or absent, local or remote."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lavit_jax.data.sources import files
+from lavit_jax.errors import UserError
+
+WORK = ".work"  # plan, receipts and unfinished files, until all is done
+
+
+class Store:
+    """A folder, by path or URL."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.removeprefix("file://").rstrip("/")
+        self._fs, self._root = files.filesystem(self.url)
+        self._local = files.is_local(self.url)
+
+    def path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def exists(self, name: str) -> bool:
+        return self._fs.exists(self.path(name))
+
+    def size(self, name: str) -> int:
+        """Bytes of a file; -1 if it is not there."""
+        try:
+            return int(self._fs.size(self.path(name)))
+        except FileNotFoundError:
+            return -1
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file; None if it is not there.
+
+        Raises:
+          UserError: it cannot be parsed.
+        """
+        try:
+            data = self._fs.cat_file(self.path(name))
+        except FileNotFoundError:
+            return None
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise UserError(f"{self.url}/{name}: not valid JSON ({error})") from error
+
+    def write_json(self, name: str, document: Any) -> None:
+        """Writes a JSON file in one move."""
+        with self.scratch() as folder:
+            aside = folder / "document"
+            aside.write_text(json.dumps(document, indent=1) + "\n")
+            self.publish(aside, name)
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder on this machine for unfinished files; gone afterwards."""
+        if not self._local:
+            with tempfile.TemporaryDirectory(prefix="lavit_prepare_") as elsewhere:
+                yield Path(elsewhere)
+            return
+        work = Path(self.path(WORK))
+        work.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="tmp-", dir=work))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, aside: Path, name: str) -> None:
+        """Moves a finished file of `scratch` here in one move, safe from power cuts."""
+        if not self._local:
+            self._fs.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
+            self._fs.put_file(str(aside), self.path(name))
+            return
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        target = Path(self.path(name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(aside, target)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def copy_together(self, names: list[str], target: str) -> None:
+        """Writes the contents of files one after the other as one file."""
+        with self.scratch() as folder:
+            aside = folder / "together"
+            with aside.open("wb") as file:
+                for name in names:
+                    file.write(self._fs.cat_file(self.path(name)))
+            self.publish(aside, target)
+
+    def remove_work(self) -> None:
+        """Removes what is only needed until all is done."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm(self.path(WORK), recursive=True)
+
+    def sweep(self) -> None:
+        """Removes unfinished files that killed runs left."""
+        if self._local:
+            for left in Path(self.path(WORK)).glob("tmp-*"):
+                shutil.rmtree(left, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keeps other processes of this machine out.
+
+        Raises:
+          UserError: one is at work here, or the folder cannot be written.
+        """
+        if not self._local:
+            yield
+            return
+        import fcntl
+
+        work = Path(self.path(WORK))
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            file = (work / "lock").open("w")
+        except OSError as error:
+            raise UserError(f"cannot write to {self.url}: {error.strerror}") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"another process is preparing {self.url}") from error
+            yield

@@ -1,0 +1,275 @@
+"""Reads what `lavit data prepare` wrote, in random access; what is broken is replaced."""
+
+from __future__ import annotations
+
+import bisect
+import collections
+import itertools
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from array_record.python.array_record_module import ArrayRecordReader
+
+from lavit_jax.data import images as image_data
+from lavit_jax.data import record
+from lavit_jax.data.sources.base import Broken, Raw
+from lavit_jax.data.tally import Tally
+from lavit_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+INDEX = "index.json"
+OPEN_SHARDS = 256
+TRIES = 100  # neighbours tried in place of a broken example
+MAX_LOGGED = 1000
+LEAST_SPLIT = 10  # examples of which one is held out
+Record = dict[str, Any]
+T = TypeVar("T")
+
+
+def read_index(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The index of a prepared folder.
+
+    Raises:
+      UserError: no such folder, one whose preparation has not finished, or a damaged index.
+    """
+    place = str(folder)
+    if "://" in place and not place.startswith("file://"):
+        raise UserError(
+            f"{place}: shards are read in random access: mount the bucket (gcsfuse) or copy it"
+        )
+    path = Path(place.removeprefix("file://")) / INDEX
+    if not path.is_file():
+        hint = (
+            "its preparation has not finished" if (path.parent / ".work").exists() else "no index"
+        )
+        raise UserError(
+            f"{place} is not a prepared data set ({hint}): run `lavit data prepare SRC {place}`"
+        )
+    try:
+        index = json.loads(path.read_bytes())
+        counts = [int(shard["examples"]) for shard in index["shards"]]
+        if sum(counts) != index["examples"] or not counts:
+            raise ValueError("counts do not add up")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    return index
+
+
+class ShardReader:
+    """Records of many shards in one numbering; shards are opened when they are first read."""
+
+    def __init__(self, folder: str | os.PathLike[str], shards: Sequence[dict[str, Any]]) -> None:
+        self._folder = Path(str(folder).removeprefix("file://"))
+        self._names = [shard["name"] for shard in shards]
+        self._ends = list(itertools.accumulate(shard["examples"] for shard in shards))
+        self._open: collections.OrderedDict[int, ArrayRecordReader] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def origin(self, index: int) -> str:
+        """Where a record is, for messages."""
+        shard, place = self._find(index)
+        return f"{self._folder / self._names[shard]}:record {place}"
+
+    def read(self, index: int) -> bytes:
+        """A record's bytes.
+
+        Raises:
+          RuntimeError: its shard is missing, truncated or damaged there.
+        """
+        shard, place = self._find(index)
+        (data,) = self._reader(shard).read([place])
+        return data
+
+    def _find(self, index: int) -> tuple[int, int]:
+        shard = bisect.bisect_right(self._ends, index)
+        return shard, index - (self._ends[shard - 1] if shard else 0)
+
+    def _reader(self, shard: int) -> ArrayRecordReader:
+        with self._lock:
+            reader = self._open.get(shard)
+            if reader is None:
+                reader = ArrayRecordReader(str(self._folder / self._names[shard]))
+                self._open[shard] = reader
+                if len(self._open) > OPEN_SHARDS:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(shard)
+            return reader
+
+
+class Prepared(Sequence[Any]):
+    """The stored examples: `Raw`, or `Broken` where a record cannot be read.
+
+    Attributes:
+      facts: the folder's index.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        """Opens a prepared folder.
+
+        Raises:
+          UserError: as `read_index`.
+        """
+        self.facts = read_index(folder)
+        self._shards = ShardReader(folder, self.facts["shards"])
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        origin = self._shards.origin(index)
+        try:
+            return record.decode(self._shards.read(index), origin)
+        except (RuntimeError, ValueError, OSError) as error:
+            return Broken("corrupt record", origin, str(error)[:200])
+
+
+class Sound(Sequence[T], Generic[T]):
+    """Items of which none is broken: a broken one is replaced by the next that is not.
+
+    So every place gives something, always the same, whoever asks; how many were replaced is
+    counted, and too many stop the run.
+    """
+
+    def __init__(
+        self, items: Sequence[Any], use: Callable[[Any], T | Broken], max_bad_share: float
+    ) -> None:
+        """Wraps items.
+
+        Args:
+          items: `Raw` or `Broken` ones.
+          use: makes of a `Raw` what is wanted, or says why not.
+          max_bad_share: the share of broken items past which reading stops.
+        """
+        self._items, self._use, self._limit = items, use, max_bad_share
+        self.tally = Tally()
+        self._known: set[int] = set()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: Any) -> Any:
+        """An item, or the next sound one.
+
+        Raises:
+          UserError: more than `max_bad_share` of what was read is broken.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        for step in range(TRIES):
+            place = (int(index) + step) % len(self)
+            item = self._items[place]
+            found = item if isinstance(item, Broken) else self._use(item)
+            if not isinstance(found, Broken):
+                with self._lock:
+                    self.tally.good += 1
+                return found
+            self._count(place, found)
+        raise UserError(
+            f"{TRIES} examples on end are broken: {self.tally.describe()}; prepare the data anew"
+        )
+
+    def _count(self, place: int, broken: Broken) -> None:
+        with self._lock:
+            self.tally.add_broken(broken)
+            if place not in self._known and len(self._known) < MAX_LOGGED:
+                self._known.add(place)
+                logger.warning("skipped %s: %s %s", broken.origin, broken.reason, broken.detail)
+            self.tally.check(self._limit, "config.data.max_bad_share")
+
+
+class Split(Sequence[T], Generic[T]):
+    """A data set without its held-out examples, or those alone: every so-manieth is held out."""
+
+    def __init__(self, items: Sequence[T], held_out: int, train: bool) -> None:
+        """Splits items.
+
+        Args:
+          items: all of them.
+          held_out: how many are held out, about, and no more than one in `LEAST_SPLIT`.
+          train: the many, not the held-out few.
+
+        Raises:
+          UserError: too few items.
+        """
+        if len(items) < LEAST_SPLIT:
+            raise UserError(f"a data set needs at least {LEAST_SPLIT} examples, got {len(items)}")
+        self._items, self._train = items, train
+        self._every = max(LEAST_SPLIT, len(items) // max(1, held_out))
+
+    def __len__(self) -> int:
+        held = len(self._items) // self._every
+        return len(self._items) - held if self._train else held
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        index = int(index) % len(self)
+        if self._train:
+            return self._items[index + index // (self._every - 1)]
+        return self._items[(index + 1) * self._every - 1]
+
+
+def examples(
+    folder: str | os.PathLike[str], image_size: int, max_bad_share: float
+) -> Sound[Record]:
+    """Decoded examples of a prepared folder.
+
+    Args:
+      folder: the data set.
+      image_size: of the model; large JPEGs are decoded no larger than needs be.
+      max_bad_share: see `Sound`.
+
+    Returns:
+      Records: key (str), image (uint8 [H, W, 3]; None for text alone), captions, questions and
+      answers (tuples of str).
+
+    Raises:
+      UserError: as `read_index`.
+    """
+
+    def use(raw: Raw) -> Record | Broken:
+        found = _texts(raw)
+        if isinstance(found, Broken) or raw.image is None:
+            return found
+        try:
+            found["image"] = image_data.decode_image(raw.image, raw.origin, least=image_size)
+        except image_data.ImageError as error:
+            return Broken(error.reason, raw.origin, str(error))
+        return found
+
+    return Sound(Prepared(folder), use, max_bad_share)
+
+
+def texts(folder: str | os.PathLike[str], max_bad_share: float) -> Sound[Record]:
+    """The same examples with their images left undecoded: None.
+
+    Raises:
+      UserError: as `read_index`.
+    """
+    return Sound(Prepared(folder), _texts, max_bad_share)
+
+
+def _texts(raw: Raw) -> Record | Broken:
+    if not raw.captions:
+        return Broken("empty caption", raw.origin)
+    return {
+        "key": raw.key,
+        "captions": raw.captions,
+        "questions": raw.questions,
+        "answers": raw.answers,
+        "image": None,
+    }

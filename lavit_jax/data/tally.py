@@ -1,0 +1,89 @@
+"""Counts examples, and what is broken by reason; stops what they are for when it is too much."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from lavit_jax.data.sources.base import NOT_DOWNLOADED, Broken
+from lavit_jax.errors import UserError
+
+SOONEST = 200  # examples before a share means anything
+MAX_BAD_SHARE = 0.01
+
+
+class TooManyBroken(UserError):
+    """More is broken than the user said may be."""
+
+
+class Tally:
+    """How many examples are good, and how many are broken for each reason.
+
+    Attributes:
+      good: examples.
+      reasons: broken ones by reason.
+      first: where the first of each reason is.
+    """
+
+    def __init__(self) -> None:
+        self.good = 0
+        self.reasons: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
+
+    def add_broken(self, broken: Broken) -> None:
+        self.reasons[broken.reason] += 1
+        self.first.setdefault(broken.reason, broken.origin)
+
+    def merge(self, other: Tally) -> None:
+        """Adds what another has counted."""
+        self.good += other.good
+        self.reasons += other.reasons
+        self.first = {**other.first, **self.first}
+
+    @property
+    def bad(self) -> int:
+        """Broken examples; what could not be downloaded never was one."""
+        return self.reasons.total() - self.reasons[NOT_DOWNLOADED]
+
+    @property
+    def seen(self) -> int:
+        return self.good + self.bad
+
+    @property
+    def bad_share(self) -> float:
+        return self.bad / self.seen if self.seen else 0.0
+
+    def check(self, limit: float, setting: str, soonest: int = SOONEST) -> None:
+        """Stops when too much is broken.
+
+        Args:
+          limit: the largest share that may be.
+          setting: the name of the limit, for the message.
+          soonest: fewer examples than this are never too few.
+
+        Raises:
+          TooManyBroken: with every reason, its count and its first example.
+        """
+        if self.seen >= soonest and self.bad_share > limit:
+            raise TooManyBroken(
+                f"{self.bad} of {self.seen} examples are broken ({self.bad_share:.1%}), more than "
+                f"{setting}={limit:g} allows: {self.describe()}"
+            )
+
+    def describe(self) -> str:
+        """Reasons, the most frequent first, with where the first of each is."""
+        return "; ".join(
+            f"{count} {reason} (first: {self.first[reason]})"
+            for reason, count in self.reasons.most_common()
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {"good": self.good, "reasons": dict(self.reasons), "first": self.first}
+
+    @classmethod
+    def of_json(cls, stored: dict[str, Any]) -> Tally:
+        tally = cls()
+        tally.good = stored["good"]
+        tally.reasons = Counter(stored["reasons"])
+        tally.first = dict(stored["first"])
+        return tally

@@ -1,0 +1,70 @@
+"""SIGTERM and Ctrl-C: asked for at any moment, heeded between steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+HANDLED = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interruption:
+    """Remembers a signal until the work it fell into is done.
+
+    Use as a context manager around work that asks `requested` where it can stop. A Ctrl-C after
+    the first signal stops at once. Outside the main thread signals stay as they are.
+    """
+
+    def __init__(self) -> None:
+        self._signal: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether to stop."""
+        return self._signal is not None
+
+    @property
+    def name(self) -> str:
+        """What asked: "SIGTERM" or "Ctrl-C"."""
+        return "Ctrl-C" if self._signal is signal.SIGINT else "SIGTERM"
+
+    def stop(self) -> NoReturn:
+        """Ends the work: a terminated process succeeds (0), an interrupted one does not (130)."""
+        if self._signal is signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(0)
+
+    def stop_if_requested(self) -> None:
+        """Ends work that has nothing to save."""
+        if self.requested:
+            self.stop()
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._remember) for number in HANDLED}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        received = signal.Signals(number)
+        if self.requested and received is signal.SIGINT:
+            self._signal = received
+            raise KeyboardInterrupt
+        if not self.requested:
+            self._signal = received
+            # Not print: the signal may have come in the middle of one.
+            again = "Ctrl-C again" if received is signal.SIGINT else "Ctrl-C"
+            line = f"\n{self.name}: stopping after this step; {again} stops at once\n"
+            os.write(2, line.encode())

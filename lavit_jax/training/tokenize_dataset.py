@@ -1,0 +1,217 @@
+"""Visual ids of a whole prepared data set: sharded as the data set is, resumable, stamped.
+
+Every process does shards of its own on its own devices; a shard is complete or absent.
+
+Legend: B images of a stack, N patches, L kept ones at most, H = W side, C channels.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from lavit_jax.data import images as image_data
+from lavit_jax.data import prepared, stored_ids
+from lavit_jax.data.prepare.store import WORK, Store
+from lavit_jax.data.prepare.tasks import WRITER
+from lavit_jax.data.stored_ids import Stamp, Tokens
+from lavit_jax.errors import UserError
+from lavit_jax.models import lavit
+from lavit_jax.parallel import rules
+from lavit_jax.parallel.mesh import make_mesh
+from lavit_jax.training import visual_cache
+from lavit_jax.training.restore import Restored, restore
+
+PLAN = f"{WORK}/plan.json"
+BATCH_PER_DEVICE = 64
+THREADS = max(1, (os.cpu_count() or 2) - 1)
+AHEAD = 2  # stacks read ahead
+NOTHING = Tokens(np.zeros(0, np.uint16), np.zeros(0, np.uint8))  # of text alone
+
+Record = dict[str, Any]
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    """A shard of ids and the examples of the data set it is of."""
+
+    name: str
+    first: int
+    count: int
+
+    @property
+    def receipt(self) -> str:
+        return f"{WORK}/{self.name}.json"
+
+
+def tokenize_dataset(
+    source: str, destination: str, checkpoint: Path, say: Say = lambda _: None
+) -> dict[str, Any]:
+    """Tokenizes every image of a prepared data set, or what is left of it.
+
+    Args:
+      source: the prepared data set.
+      destination: folder or URL.
+      checkpoint: work directory of the run whose newest tokenizer is used.
+      say: told how far it is.
+
+    Returns:
+      The index.
+
+    Raises:
+      UserError: no such data set or checkpoint, or a destination with ids of another tokenizer or
+        data set.
+    """
+    model = restore(checkpoint)
+    data = model.config.data
+    stamp = visual_cache.full_stamp(model.config, model, make_mesh())
+    images = prepared.examples(source, model.modules.config.encoder.image_size, data.max_bad_share)
+    shards = _shards(prepared.read_index(source))
+    store = Store(destination)
+    plan: dict[str, Any] = {
+        "job": {"source": os.fspath(source)},
+        "stamp": dataclasses.asdict(stamp),
+        "patches": model.modules.config.patches,
+        "examples": len(images),
+    }
+    done = store.read_json(prepared.INDEX)
+    if done is not None:
+        _check_same(done, plan, stamp, destination)
+        return done
+    alone = jax.process_count() == 1
+    with store.claimed() if alone else contextlib.nullcontext():
+        begun = store.read_json(PLAN)
+        if begun is not None:
+            _check_same(begun, plan, stamp, destination)
+        if jax.process_index() == 0:
+            store.write_json(PLAN, plan)
+        tokenizer = _Tokenizer(model)
+        own = shards[jax.process_index() :: jax.process_count()]
+        for number, shard in enumerate(own, start=1):
+            if not store.exists(shard.receipt):
+                _write(store, shard, images, tokenizer)
+            say(f"{number} of {len(own)} shards")
+        if not alone:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices("every shard is tokenized")
+        written = [store.read_json(shard.receipt) for shard in shards]
+        size = sum(shard["bytes"] for shard in written)
+        index = {**plan, "images": len(images), "bytes": size, "shards": written}
+        if jax.process_index() == 0:
+            store.write_json(prepared.INDEX, index)
+    if jax.process_index() == 0:
+        store.remove_work()
+    return index
+
+
+def _check_same(
+    stored: dict[str, Any], plan: dict[str, Any], stamp: Stamp, destination: str
+) -> None:
+    """Refuses a folder of another tokenizer or data set."""
+    stamp.check(stored.get("stamp"), destination)
+    for field in ("job", "examples"):
+        if stored.get(field) != plan[field]:
+            raise UserError(
+                f"{destination} has the visual ids of another data set: {stored.get(field)} there, "
+                f"{plan[field]} here"
+            )
+
+
+def _shards(index: dict[str, Any]) -> list[_Shard]:
+    counts = [shard["examples"] for shard in index["shards"]]
+    firsts = [0, *itertools.accumulate(counts)]
+    return [
+        _Shard(f"ids-{number:06d}.array_record", first, count)
+        for number, (first, count) in enumerate(zip(firsts, counts))
+    ]
+
+
+class _Tokenizer:
+    """Tokenizes stacks of images on all devices of this process.
+
+    Attributes:
+      height: images of a stack, at most.
+      size: side of an image.
+    """
+
+    def __init__(self, model: Restored) -> None:
+        modules = model.modules
+        devices = jax.local_devices()
+        mesh = make_mesh(devices=devices)
+        here, self._spread = rules.replicated(mesh), rules.batch_sharding(mesh)
+        used = {name: model.params[name] for name in visual_cache.TOKENIZER}
+        self._params, self._codebook = jax.device_put(
+            jax.tree.map(_local, (used, model.codebook)), here
+        )
+        self._program = jax.jit(
+            lambda params, book, images: lavit.tokenize(modules, params, book, images)
+        )
+        self.height = BATCH_PER_DEVICE * len(devices)
+        self.size = modules.config.encoder.image_size
+
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Tokens]:
+        padded_BHWC = np.zeros((self.height, self.size, self.size, 3), np.uint8)
+        padded_BHWC[: len(images)] = images
+        stack = jax.device_put(padded_BHWC, self._spread)
+        tokens = jax.device_get(self._program(self._params, self._codebook, stack))
+        keep_BN = (tokens.keep_BN > 0.5).astype(np.uint8)
+        return [
+            Tokens(tokens.ids_BL[row, : keep_BN[row].sum()], keep_BN[row])
+            for row in range(len(images))
+        ]
+
+
+def _local(array: jax.Array) -> np.ndarray:
+    """The whole of an array that every device holds whole."""
+    return np.asarray(array.addressable_data(0))
+
+
+def _write(store: Store, shard: _Shard, images: Sequence[Record], tokenizer: _Tokenizer) -> None:
+    """Tokenizes a shard and leaves its receipt."""
+    with store.scratch() as folder:
+        aside = folder / shard.name
+        writer = ArrayRecordWriter(str(aside), WRITER)
+        for stack in _stacks(images, shard, tokenizer.height, tokenizer.size):
+            pictures = [pixels for _, pixels in stack if pixels is not None]
+            found = iter(tokenizer(pictures) if pictures else ())
+            for key, pixels in stack:
+                writer.write(stored_ids.encode(key, NOTHING if pixels is None else next(found)))
+        writer.close()
+        size = aside.stat().st_size
+        store.publish(aside, shard.name)
+    receipt = {"name": shard.name, "examples": shard.count, "bytes": size}
+    store.write_json(shard.receipt, receipt)
+
+
+def _stacks(
+    images: Sequence[Record], shard: _Shard, height: int, size: int
+) -> Iterator[list[tuple[str, np.ndarray | None]]]:
+    """Keys and pixels of a shard's examples, read by threads while devices work."""
+
+    def read(place: int) -> tuple[str, np.ndarray | None]:
+        record = images[place]
+        picture = record["image"]
+        return record["key"], None if picture is None else image_data.resize(picture, size)
+
+    places = range(shard.first, shard.first + shard.count)
+    with futures.ThreadPoolExecutor(THREADS) as pool:
+        waiting: collections.deque[list[futures.Future[Any]]] = collections.deque()
+        for start in range(0, len(places), height):
+            waiting.append([pool.submit(read, place) for place in places[start : start + height]])
+            if len(waiting) > AHEAD:
+                yield [future.result() for future in waiting.popleft()]
+        while waiting:
+            yield [future.result() for future in waiting.popleft()]

@@ -1,0 +1,234 @@
+import json
+import random
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import fsspec
+import pytest
+from array_record.python.array_record_module import ArrayRecordReader
+
+from benchmarks import kill_prepare
+from lavit_jax.data import record
+from lavit_jax.data.prepare import run, tasks
+from lavit_jax.data.prepare.beam import beam_runner
+from lavit_jax.data.prepare.store import Store
+from lavit_jax.data.prepare.tasks import Job
+from lavit_jax.data.sources import Options
+from lavit_jax.data.tally import TooManyBroken
+from lavit_jax.errors import UserError
+from shards import jpeg, keys, pair, tars, write_tar
+
+ALONE = run.local_runner(1)
+
+
+def job(source, destination, shard_bytes=20_000) -> Job:
+    return Job(str(source), str(destination), Options(), shard_bytes)
+
+
+def stored(folder: Path) -> list:
+    """The examples of a prepared data set, in order."""
+    index = json.loads((folder / "index.json").read_text())
+    found = []
+    for shard in index["shards"]:
+        reader = ArrayRecordReader(str(folder / shard["name"]))
+        assert reader.num_records() == shard["examples"]
+        found += [record.decode(data, "") for data in reader.read_all()]
+    assert len(found) == index["examples"]
+    return found
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_every_example_is_prepared_once_and_in_order(tmp_path):
+    index = run.prepare(job(tars(tmp_path / "src", 6, 20), tmp_path / "dst"), ALONE)
+    found = stored(tmp_path / "dst")
+    assert [example.key for example in found] == keys(120)
+    assert [example.image for example in found] == [jpeg(n) for n in range(120)]
+    assert (index["examples"], index["images"], index["rejected"]) == (120, 120, {})
+    assert not (tmp_path / "dst" / ".work").exists()
+
+
+def test_shards_are_about_as_large_as_asked(tmp_path):
+    source = tars(tmp_path / "src", 2, 60, size=(320, 320))
+    index = run.prepare(job(source, tmp_path / "dst", 300_000), ALONE)
+    sizes = [shard["bytes"] for shard in index["shards"]]
+    assert len(sizes) >= 4
+    assert max(sizes) < 500_000
+    assert min(sizes) > 150_000
+    assert [example.key for example in stored(tmp_path / "dst")] == keys(120)
+
+
+def test_the_number_of_workers_does_not_matter(tmp_path):
+    source = tars(tmp_path / "src", 6, 10)
+    for workers in (1, 2):
+        run.prepare(job(source, tmp_path / str(workers)), run.local_runner(workers))
+    assert content(tmp_path / "1") == content(tmp_path / "2")
+
+
+def test_what_is_prepared_can_be_prepared_again(tmp_path):
+    run.prepare(job(tars(tmp_path / "src", 3, 10), tmp_path / "one"), ALONE)
+    run.prepare(job(tmp_path / "one", tmp_path / "two"), ALONE)
+    first, second = stored(tmp_path / "one"), stored(tmp_path / "two")
+    assert first == second
+
+
+def test_a_destination_may_be_anywhere_fsspec_reaches(tmp_path):
+    source = tars(tmp_path / "src", 3, 10)
+    run.prepare(job(source, "memory://prepared/set"), ALONE)
+    run.prepare(job(source, tmp_path / "local"), ALONE)
+    memory = fsspec.filesystem("memory")
+    names = {path.rpartition("/")[2] for path in memory.find("/prepared/set")}
+    assert names == set(content(tmp_path / "local"))
+    for name, data in content(tmp_path / "local").items():
+        assert memory.cat_file(f"/prepared/set/{name}") == data
+
+
+def test_broken_examples_are_counted_listed_and_left_out(tmp_path):
+    members = [member for n in range(200) for member in pair(n)]
+    members += [("b.jpg", b"junk"), ("b.txt", b"x"), ("c.jpg", jpeg(0)), ("c.txt", b"\xff\xfe")]
+    source = write_tar(tmp_path / "src" / "x.tar", members)
+    index = run.prepare(job(source, tmp_path / "dst"), ALONE, max_bad_share=0.01)
+    assert index["rejected"] == {"wrong type": 1, "not UTF-8": 1}
+    assert [example.key for example in stored(tmp_path / "dst")] == keys(200)
+    lines = (tmp_path / "dst" / "rejected.jsonl").read_text().splitlines()
+    assert [json.loads(line)["origin"] for line in lines] == [f"{source}:b", f"{source}:c"]
+
+
+def test_too_many_broken_examples_stop_it_with_a_report_and_more_can_be_allowed(tmp_path):
+    members = [member for n in range(20) for member in pair(n)]
+    source = write_tar(tmp_path / "x.tar", [*members, ("b.jpg", b""), ("b.txt", b"x")])
+    with pytest.raises(TooManyBroken) as stopped:
+        run.prepare(job(source, tmp_path / "dst"), ALONE)
+    assert "1 of 21 examples are broken (4.8%), more than --max-bad-share=0.01" in str(
+        stopped.value
+    )
+    assert f"1 zero bytes (first: {source}:b)" in str(stopped.value)
+    assert not (tmp_path / "dst" / "index.json").exists()
+    index = run.prepare(job(source, tmp_path / "dst"), ALONE, max_bad_share=0.1)
+    assert index["examples"] == 20
+
+
+def test_a_finished_preparation_is_not_done_again(tmp_path):
+    source = tars(tmp_path / "src", 2, 5)
+    first = run.prepare(job(source, tmp_path / "dst"), ALONE)
+    shutil.rmtree(source)
+    assert run.prepare(job(source, tmp_path / "dst"), ALONE) == first
+
+
+def test_another_job_in_the_same_folder_is_refused(tmp_path):
+    source = tars(tmp_path / "src", 2, 5)
+    run.prepare(job(source, tmp_path / "dst"), ALONE)
+    with pytest.raises(UserError, match="holds another data set"):
+        run.prepare(job(source, tmp_path / "dst", shard_bytes=5), ALONE)
+
+
+def test_a_source_that_changed_halfway_is_refused(tmp_path):
+    source = tars(tmp_path / "src", 2, 5)
+    begun = job(source, tmp_path / "dst")
+    with Store(begun.destination).claimed():
+        run._keep_plan(begun, Store(begun.destination), tasks.make_tasks(begun))
+    tars(tmp_path / "src", 3, 5)
+    with pytest.raises(UserError, match="changed since .* was begun"):
+        run.prepare(begun, ALONE)
+
+
+def test_two_preparations_of_one_folder_do_not_meet(tmp_path):
+    source = tars(tmp_path / "src", 1, 1)
+    with Store(str(tmp_path / "dst")).claimed(), pytest.raises(UserError, match="another process"):
+        run.prepare(job(source, tmp_path / "dst"), ALONE)
+
+
+def test_a_task_done_twice_leaves_the_same_files(tmp_path):
+    begun = job(tars(tmp_path / "src", 2, 10), tmp_path / "dst")
+    (task, *_) = tasks.make_tasks(begun)
+    receipt = tasks.run_task(begun, task)
+    before = {p: p.read_bytes() for p in (tmp_path / "dst").rglob("*") if p.is_file()}
+    (tmp_path / "dst" / task.receipt).unlink()
+    assert tasks.run_task(begun, task) == receipt
+    assert {p: p.read_bytes() for p in (tmp_path / "dst").rglob("*") if p.is_file()} == before
+
+
+def test_nothing_to_prepare_is_said(tmp_path):
+    (tmp_path / "x.jsonl").write_text("\n\n")
+    with pytest.raises(UserError, match="has no examples"):
+        run.prepare(job(tmp_path / "x.jsonl", tmp_path / "dst"), ALONE)
+
+
+class TwiceBeam(types.ModuleType):
+    """Stands in for Apache Beam: does every element twice, as Beam may."""
+
+    class Pipeline:
+        def __init__(self, options):
+            self.elements = []
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *unused):
+            return None
+
+        def __or__(self, step):
+            self.elements = step(self.elements)
+            return self
+
+    class Step:
+        def __init__(self, do):
+            self.do = do
+
+        def __call__(self, elements):
+            return self.do(elements)
+
+        def __rrshift__(self, label):
+            return self
+
+    def Create(self, elements):
+        return self.Step(lambda _: list(elements))
+
+    def Reshuffle(self):
+        return self.Step(lambda elements: elements[::-1])
+
+    def Map(self, function, *arguments):
+        return self.Step(lambda elements: [function(e, *arguments) for e in [*elements, *elements]])
+
+
+def test_beam_does_the_same_tasks_in_any_order_and_twice(tmp_path, monkeypatch):
+    options = types.ModuleType("apache_beam.options.pipeline_options")
+    given: list = []
+    options.PipelineOptions = given.append
+    fake = TwiceBeam("apache_beam")
+    monkeypatch.setitem(sys.modules, "apache_beam", fake)
+    monkeypatch.setitem(sys.modules, "apache_beam.options", types.ModuleType("options"))
+    monkeypatch.setitem(sys.modules, "apache_beam.options.pipeline_options", options)
+    source = tars(tmp_path / "src", 4, 10)
+    run.prepare(job(source, tmp_path / "local"), ALONE)
+    run.prepare(job(source, tmp_path / "beam"), beam_runner("dataflow", ["--project=mine"]))
+    assert given == [["--runner=DataflowRunner", "--project=mine"]]
+    assert content(tmp_path / "beam") == content(tmp_path / "local")
+
+
+def test_beam_is_asked_for_only_when_it_is_used(monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(UserError, match=r"--runner direct needs Apache Beam: pip install"):
+        beam_runner("direct")
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_at_any_moment_it_loses_and_doubles_nothing(tmp_path, workers):
+    """`benchmarks/kill_prepare.py` kills it many more times."""
+    source = tars(tmp_path / "src", 30, 10)
+    run.prepare(job(source, tmp_path / "whole"), ALONE)
+    command = kill_prepare.command(source, tmp_path / "dst", workers)
+    chance = random.Random(workers)
+    killed = [
+        kill_prepare.killed(command, tmp_path / "dst", chance.uniform(0, 0.3)) for _ in range(3)
+    ]
+    assert any(killed)
+    assert subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode == 0
+    assert content(tmp_path / "dst") == content(tmp_path / "whole")
+    assert [example.key for example in stored(tmp_path / "dst")] == keys(300)

@@ -1,0 +1,285 @@
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lavit_jax.data.sources import Broken, Options, Part, Raw, json_lines, open_source
+from lavit_jax.data.sources.tar import TarSource, read_tar
+from lavit_jax.errors import UserError
+from shards import caption, jpeg, keys, pair, tars, write_tar
+
+
+def everything(spec, options=None) -> list[Raw | Broken]:
+    source = open_source(str(spec), options)
+    return [item for part in source.parts() for item in source.read(part)]
+
+
+def test_tar_members_of_one_name_are_one_example(tmp_path):
+    found = everything(tars(tmp_path, shards=2, each=3))
+    assert [raw.key for raw in found] == keys(6)
+    assert [raw.image for raw in found] == [jpeg(n) for n in range(6)]
+    assert [raw.captions for raw in found] == [(caption(n).encode(),) for n in range(6)]
+    assert found[4].origin == f"{tmp_path}/00001.tar:{4:09d}"
+
+
+def test_ranges_globs_and_files_name_the_same_shards(tmp_path):
+    tars(tmp_path, shards=12, each=1)
+    whole = everything(tmp_path)
+    assert everything(tmp_path / "{00000..00011}.tar") == whole
+    assert everything(tmp_path / "*.tar") == whole
+    assert everything(tmp_path / "00003.tar") == whole[3:4]
+
+
+def test_sources_are_read_through_fsspec(tmp_path):
+    tars(tmp_path, shards=2, each=2)
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{tmp_path}/", "/bucket/shards/", recursive=True)
+    found = everything("memory://bucket/shards")
+    assert [raw.key for raw in found] == keys(4)
+    assert found[0].origin.startswith("memory://")
+
+
+def test_tar_members_are_never_written_to_disk(tmp_path, monkeypatch):
+    members = [("../../evil.jpg", jpeg(0)), ("../../evil.txt", b"a"), ("/abs.jpg", jpeg(1))]
+    path = write_tar(tmp_path / "deep" / "er" / "x.tar", [*members, ("/abs.txt", b"b")])
+    with tarfile.open(path, "a") as tar:
+        for name, kind in (("link.jpg", tarfile.SYMTYPE), ("hard.jpg", tarfile.LNKTYPE)):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "/etc/passwd"
+            tar.addfile(link)
+        device = tarfile.TarInfo("null.jpg")
+        device.type = tarfile.CHRTYPE
+        tar.addfile(device)
+    before = sorted(tmp_path.rglob("*"))
+    assert [raw.key for raw in everything(path)] == ["../../evil", "/abs"]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_reading_goes_on_after_a_damaged_tar_header(tmp_path):
+    data = bytearray(
+        write_tar(tmp_path / "x.tar", [m for n in range(5) for m in pair(n)]).read_bytes()
+    )
+    place = data.index(b"000000002.jpg")
+    data[place : place + 300] = b"\xff" * 300
+    found = list(read_tar(io.BytesIO(data), "x.tar"))
+    whole = [item.key for item in found if isinstance(item, Raw)]
+    assert whole == [f"{n:09d}" for n in (0, 1, 3, 4)]
+    reasons = [item.reason for item in found if isinstance(item, Broken)]
+    assert reasons == ["corrupt shard", "no image"]
+
+
+def test_a_truncated_tar_gives_what_is_whole_and_says_so(tmp_path):
+    data = write_tar(tmp_path / "x.tar", [m for n in range(5) for m in pair(n)]).read_bytes()
+    found = list(read_tar(io.BytesIO(data[: data.index(b"000000003.jpg") + 700]), "x.tar"))
+    assert [item.key for item in found if isinstance(item, Raw)] == keys(3)
+    assert [item.reason for item in found if isinstance(item, Broken)] == ["corrupt shard"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no tar", b"\0" * 10240, os.urandom(5000)])
+def test_what_is_no_tar_gives_nothing(content):
+    assert not [raw for raw in read_tar(io.BytesIO(content), "x") if isinstance(raw, Raw)]
+
+
+def test_a_tar_that_claims_a_huge_sparse_member_is_not_believed(tmp_path):
+    path = write_tar(tmp_path / "x.tar", pair(0))
+    with tarfile.open(path, "a", format=tarfile.PAX_FORMAT) as tar:
+        header = tarfile.TarInfo("sparse.jpg")
+        header.pax_headers = {
+            "GNU.sparse.major": "0",
+            "GNU.sparse.minor": "1",
+            "GNU.sparse.map": "0,0",
+            "GNU.sparse.size": str(1 << 50),
+            "GNU.sparse.realsize": str(1 << 50),
+        }
+        tar.addfile(header)
+    assert [raw.key for raw in everything(path) if isinstance(raw, Raw)] == keys(1)
+
+
+def parquet(path, rows: int, **columns):
+    table = {
+        "key": keys(rows),
+        "jpg": [jpeg(n) for n in range(rows)],
+        "caption": [caption(n) for n in range(rows)],
+        "status": ["success"] * rows,
+        **columns,
+    }
+    pq.write_table(pa.table(table), path, row_group_size=4)
+    return path
+
+
+def test_parquet_of_img2dataset(tmp_path):
+    path = parquet(tmp_path / "00000.parquet", 10)
+    assert [(p.start, p.stop) for p in open_source(str(path)).parts()] == [(0, 1), (1, 2), (2, 3)]
+    found = everything(tmp_path)
+    assert [raw.key for raw in found] == keys(10)
+    assert [raw.captions for raw in found] == [(caption(n).encode(),) for n in range(10)]
+    assert found[9].image == jpeg(9)
+
+
+def test_parquet_of_hugging_face(tmp_path):
+    images = [{"bytes": jpeg(n), "path": None} for n in range(3)]
+    pq.write_table(pa.table({"image": images, "text": ["a", "b", "c"]}), tmp_path / "x.parquet")
+    found = everything(tmp_path / "x.parquet")
+    assert [(raw.image, raw.captions) for raw in found] == [
+        (jpeg(n), (text.encode(),)) for n, text in enumerate("abc")
+    ]
+
+
+def test_rows_that_were_not_downloaded_say_so(tmp_path):
+    path = parquet(
+        tmp_path / "x.parquet", 3, jpg=[jpeg(0), None, None], status=["success", "404", "success"]
+    )
+    assert [getattr(item, "reason", "good") for item in everything(path)] == [
+        "good",
+        "not downloaded",
+        "no image",
+    ]
+
+
+def test_one_caption_that_is_not_utf8_spoils_no_other(tmp_path):
+    broken = pa.array([b"a", b"\xff\xfe", b"c"]).view(pa.string())
+    path = parquet(tmp_path / "x.parquet", 3, caption=broken)
+    assert [raw.captions for raw in everything(path)] == [(b"a",), (b"\xff\xfe",), (b"c",)]
+
+
+def test_a_damaged_parquet_file_is_one_broken_shard(tmp_path):
+    data = parquet(tmp_path / "x.parquet", 3).read_bytes()
+    (tmp_path / "x.parquet").write_bytes(data[:-20])
+    (broken,) = everything(tmp_path)
+    assert broken.reason == "corrupt shard"
+
+
+def test_parquet_without_captions_names_its_columns(tmp_path):
+    pq.write_table(pa.table({"picture": [b"x"], "title": ["t"]}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"picture, title.*--caption-field"):
+        everything(tmp_path)
+    options = Options(image_field="picture", caption_field="title")
+    assert everything(tmp_path, options)[0].captions == (b"t",)
+
+
+def json_folder(folder, rows):
+    folder.mkdir(exist_ok=True)
+    for n in range(3):
+        (folder / f"{n}.jpg").write_bytes(jpeg(n))
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return folder / "metadata.jsonl"
+
+
+def test_json_lines_beside_an_image_folder(tmp_path):
+    rows = [{"file_name": f"{n}.jpg", "captions": [f"c{n}", "d"]} for n in range(3)]
+    found = everything(json_folder(tmp_path, rows))
+    assert [raw.image for raw in found] == [jpeg(n) for n in range(3)]
+    assert found[1].captions == ("c1", "d")
+
+
+def test_json_lines_never_read_outside_their_folder(tmp_path):
+    (tmp_path / "secret.jpg").write_bytes(jpeg(7))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    places = ["../secret.jpg", str(tmp_path / "secret.jpg"), "link.jpg", "file:///x", "a/../../b"]
+    rows = [{"image": place, "caption": "x"} for place in places]
+    found = everything(json_folder(tmp_path / "in", rows))
+    assert [item.reason for item in found] == ["no image"] * len(places)
+
+
+def test_broken_json_lines_are_told_apart(tmp_path):
+    rows = ['{"text": "good"}', "{", "[1]", '{"image": 3, "caption": "x"}', "[" * 5000, ""]
+    found = everything(json_folder(tmp_path, rows))
+    assert [getattr(item, "reason", "good") for item in found] == [
+        "good",
+        "not JSON",
+        "not JSON",
+        "no image",
+        "not JSON",
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 7, 50, 1000])
+def test_every_line_is_in_exactly_one_part(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(json_lines, "PART_BYTES", size)
+    rows = [json.dumps({"text": "x" * (n * 7 % 40), "id": n}) for n in range(60)]
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(rows))
+    assert [raw.key for raw in everything(path)] == [str(n) for n in range(60)]
+
+
+def test_an_endless_line_is_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_lines, "MAX_LINE", 64)
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "a"}\n' + "y" * 1000 + '\n{"text": "b"}\n')
+    assert [getattr(item, "reason", "good") for item in everything(path)] == [
+        "good",
+        "too large",
+        "good",
+    ]
+
+
+def test_plain_text_documents_end_at_blank_lines(tmp_path):
+    (tmp_path / "x.txt").write_text("one\ntwo\n\n\n  \nthree\n\nfour")
+    found = everything(tmp_path)
+    assert [raw.captions[0] for raw in found] == [b"one\ntwo", b"three", b"four"]
+    assert len({raw.key for raw in found}) == 3
+
+
+def test_tfds_data_sets_by_package_and_builder(data_dir, records):
+    options = Options(split="test_combo", data_dir=str(data_dir))
+    source = open_source("lavit_jax.data.twemoji:Twemoji", options)
+    found = list(source.read(source.parts()[0]))
+    assert len(found) == 300
+    record = records["test_combo"][5]
+    assert (found[5].key, found[5].answers) == (
+        record["key"],
+        tuple(answer.encode() for answer in record["answers"]),
+    )
+    assert found[5].image.startswith(b"\x89PNG")
+    with pytest.raises(UserError, match=r"no split 'valid': choose --split from .*train"):
+        open_source("lavit_jax.data.twemoji:Twemoji", Options("valid", str(data_dir))).parts()
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("nosuch.package:Builder", "no TFDS builder"),
+        ("./nowhere", "no such file or folder"),
+        ("gopher://x/y", "gopher"),
+        ("no_such_dataset", "no_such_dataset"),
+    ],
+)
+def test_what_cannot_be_read_is_named(spec, message):
+    with pytest.raises(UserError, match=message):
+        open_source(spec).parts()
+
+
+def test_a_folder_of_nothing_known_says_what_is_known(tmp_path):
+    (tmp_path / "x.docx").write_bytes(b"")
+    with pytest.raises(UserError, match=r"\.tar.*\.parquet.*\.jsonl"):
+        open_source(str(tmp_path))
+
+
+def test_a_changed_file_changes_its_fingerprint(tmp_path):
+    tars(tmp_path, shards=1, each=1)
+    (before,) = TarSource(str(tmp_path), Options()).parts()
+    tars(tmp_path, shards=1, each=2)
+    (after,) = TarSource(str(tmp_path), Options()).parts()
+    assert before.fingerprint != after.fingerprint
+    assert before == Part(before.place, size=before.size, fingerprint=before.fingerprint)
+
+
+@pytest.mark.subprocess
+def test_preparing_needs_neither_jax_nor_tensorflow_datasets():
+    program = """
+import sys, lavit_jax.data.prepare.run
+sys.exit(str([m for m in ("jax", "tensorflow_datasets", "grain") if m in sys.modules] or ""))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.stderr.strip() == ""

@@ -1,0 +1,132 @@
+"""Ids to pictures through both published decoders."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lavit_jax.convert import published
+from lavit_jax.errors import UserError
+from lavit_jax.inference import pixels
+from lavit_jax.inference.pixels import ASPECT_RATIOS, Settings
+
+GOLDENS = Path(__file__).parents[1] / "goldens" / "lavit-mini"
+QUICK = Settings(steps=3)
+IDS = [np.array([5, 9, 100]), np.arange(16), np.array([7])]
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return published.load_published(
+        GOLDENS, ["visual_tokenizer", "pixel_decoding", "highres_pixel_decoding"]
+    )
+
+
+@pytest.fixture(scope="module")
+def decoders(loaded):
+    return pixels.published(loaded)
+
+
+@pytest.mark.parametrize("kind", ["lowres", "highres"])
+def test_a_batch_equals_one_by_one(decoders, kind):
+    # A picture depends on its place through its noise: the first stays the first.
+    together = decoders[kind].paint(IDS, seed=3, settings=QUICK)
+    assert [p.shape for p in together] == [(16, 16, 3)] * 3 and together[0].dtype == np.uint8
+    alone = decoders[kind].paint(IDS[:1], seed=3, settings=QUICK)
+    assert np.abs(together[0].astype(int) - alone[0].astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["lowres", "highres"])
+def test_ids_and_seed_decide_the_picture(decoders, kind):
+    paint = lambda ids, seed: decoders[kind].paint([ids], seed, QUICK)[0].astype(int)  # noqa: E731
+    first = paint(IDS[0], 0)
+    np.testing.assert_array_equal(first, paint(IDS[0], 0))
+    assert np.abs(first - paint(IDS[0], 1)).max() > 20
+    assert np.abs(first - paint(IDS[1], 0)).max() > 20
+
+
+def painter_of(decoder):
+    return pixels._Painter(decoder.kind, decoder.config, decoder._heads)
+
+
+@pytest.mark.parametrize("size", ASPECT_RATIOS)
+def test_highres_paints_every_published_ratio_and_is_told_its_size(decoders, size):
+    decoder, seen = decoders["highres"], []
+    painter = painter_of(decoder)
+    factor = decoder.config.factor
+    full = decoder._full(Settings(height=size[0], width=size[1]))
+
+    def paint(params, codes, ids, valid, keys):
+        embedded = codes[ids]
+        seen.append(painter._condition(params, embedded, valid, full).sizes_B6)
+        return painter.paint(params, codes, None, ids, valid, keys, full)
+
+    ids, keys = np.zeros((2, 16), np.int32), jax.random.split(jax.random.key(0), 2)
+    shape = jax.eval_shape(paint, decoder._params, decoder._codes, ids, ids == 0, keys)
+    assert shape.shape == (2, *size, 3)
+    assert size[0] % factor == size[1] % factor == 0
+    assert seen[0].shape == (2, 6)
+
+
+def test_sizes_of_the_condition_are_those_asked_for(decoders):
+    decoder = decoders["highres"]
+    full = decoder._full(Settings(height=768, width=1344))
+    codes = np.zeros((1, 16, decoder._codes.shape[1]), np.float32)
+    condition = painter_of(decoder)._condition(decoder._params, codes, np.ones((1, 16), bool), full)
+    np.testing.assert_array_equal(condition.sizes_B6, [[768, 1344, 0, 0, 768, 1344]])
+
+
+def test_guidance_of_one_is_the_conditional_branch_alone(decoders):
+    # Nearly one runs both branches, one runs only the conditional one.
+    one, near = (
+        decoders["lowres"].paint(IDS[:1], settings=Settings(steps=2, guidance=g))[0].astype(int)
+        for g in (1.0, 1.0 + 1e-6)
+    )
+    assert np.abs(one - near).max() <= 1
+
+
+def test_the_stored_unconditional_embeddings_are_used(loaded):
+    ((name, stored),) = loaded.params["lowres_uncond"].items()
+    other = loaded._replace(params=loaded.params | {"lowres_uncond": {name: stored * 0 + 1}})
+    one, two = (
+        pixels.published(found)["lowres"].paint(IDS[:1], settings=QUICK)[0].astype(int)
+        for found in (loaded, other)
+    )
+    assert np.abs(one - two).max() > 5
+
+
+def test_tiles_paint_the_same_scene(decoders):
+    settings = Settings(height=64, width=48, steps=2, tiled=True)
+    tiled = decoders["lowres"].paint(IDS[:1], settings=settings)[0]
+    assert tiled.shape == (64, 48, 3)
+    whole = decoders["lowres"].paint(IDS[:1], settings=Settings(height=64, width=48, steps=2))[0]
+    # Norms see one tile at a time, so that only the scene is the same, not every pixel.
+    assert np.corrcoef(tiled.ravel(), whole.ravel())[0, 1] > 0.5
+
+
+def test_one_program_serves_every_call(decoders):
+    decoder = decoders["lowres"]
+    decoder.paint(IDS, settings=QUICK)
+    program = pixels._program(painter_of(decoder))
+    compiled = program._cache_size()
+    decoder.paint(IDS[::-1], seed=9, settings=QUICK)
+    assert program._cache_size() == compiled
+
+
+def test_settings_that_cannot_be_followed_are_told(decoders):
+    paint = lambda **s: decoders["lowres"].paint(IDS, settings=Settings(**s))  # noqa: E731
+    with pytest.raises(UserError, match="height 15 is no multiple of 2"):
+        paint(height=15)
+    with pytest.raises(UserError, match="solver must be one of"):
+        paint(solver="euler")
+    with pytest.raises(UserError, match="0 steps do not fit"):
+        paint(steps=0)
+    with pytest.raises(UserError, match="has 17 ids, more than its 16 patches"):
+        decoders["lowres"].paint([np.arange(17)])
+
+
+def test_a_checkpoint_without_the_rest_is_told():
+    alone = published.load_published(GOLDENS, ["pixel_decoding"])
+    with pytest.raises(UserError, match="need the codebook"):
+        pixels.published(alone)

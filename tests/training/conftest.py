@@ -1,0 +1,57 @@
+"""One small run through every phase that all tests here look at, and how to make others."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lavit_jax.data import text, twemoji
+from lavit_jax.models import lavit, quantizer
+from lavit_jax.training.objectives import READS
+from lavit_jax.training.run import Run, start, train
+from lavit_jax.training.state import TrainState
+from random_params import random_params
+from small_run import OVERRIDES
+from tiny import mini_config
+
+
+@pytest.fixture(scope="session")
+def new_workdir(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Makes work directories whose data and text tokenizer are there already."""
+    model = tmp_path_factory.mktemp("text") / "text.model"
+    sentences = twemoji.sentences(twemoji.source("train", data_dir))
+    text.train_tokenizer(sentences, model, mini_config().data.text_vocab_size)
+
+    def make() -> Path:
+        workdir = tmp_path_factory.mktemp("run")
+        (workdir / "data").symlink_to(data_dir)
+        shutil.copy(model, workdir)
+        return workdir
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def whole_run(new_workdir: Callable[[], Path]) -> Path:
+    """The work directory of a run that nothing disturbed, on eight devices."""
+    workdir = new_workdir()
+    train(mini_config(*OVERRIDES), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def run(new_workdir: Callable[[], Path]) -> Run:
+    """A run that has not begun."""
+    return start(mini_config(*OVERRIDES), new_workdir())
+
+
+@pytest.fixture(scope="session")
+def state(run: Run) -> TrainState:
+    """Random parameters of everything the tokenizer phases read."""
+    names = READS["tokenizer"]
+    params = random_params(lambda key: lavit.init_params(run.modules, names, key))
+    book = quantizer.random_codebook(run.modules.config.quantizer, jax.random.key(1))
+    return TrainState(jnp.zeros((), jnp.int32), params, book, None, jax.random.PRNGKey(2))

@@ -1,0 +1,65 @@
+import os
+import signal
+import threading
+
+import pytest
+
+from lavit_jax.training.interruption import HANDLED, Interruption
+
+
+def test_a_signal_is_remembered_and_work_goes_on():
+    with Interruption() as interruption:
+        interruption.stop_if_requested()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.requested
+        assert interruption.name == "SIGTERM"
+
+
+@pytest.mark.parametrize(
+    ("number", "ends", "status"),
+    [(signal.SIGTERM, SystemExit, (0,)), (signal.SIGINT, KeyboardInterrupt, ())],
+)
+def test_a_terminated_process_succeeds_and_an_interrupted_one_does_not(number, ends, status):
+    with Interruption() as interruption:
+        os.kill(os.getpid(), number)
+        with pytest.raises(ends) as ended:
+            interruption.stop_if_requested()
+    assert ended.value.args == status
+
+
+@pytest.mark.parametrize("first", HANDLED)
+def test_a_second_ctrl_c_stops_at_once(first, capfd):
+    with Interruption():
+        os.kill(os.getpid(), first)
+        assert "stopping after this step" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_second_sigterm_changes_nothing():
+    with Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.name == "Ctrl-C"
+
+
+def test_handlers_are_as_before_afterwards():
+    before = [signal.getsignal(number) for number in HANDLED]
+    with Interruption():
+        assert all(signal.getsignal(n) is not old for n, old in zip(HANDLED, before))
+    assert [signal.getsignal(number) for number in HANDLED] == before
+
+
+def test_other_threads_leave_signals_alone():
+    before = [signal.getsignal(number) for number in HANDLED]
+    seen = []
+
+    def work():
+        with Interruption() as interruption:
+            seen.extend(signal.getsignal(number) for number in HANDLED)
+            interruption.stop_if_requested()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == before

@@ -1,0 +1,170 @@
+"""Runs that are stopped, killed or damaged, beside one that nothing disturbed."""
+
+import itertools
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from lavit_jax.cli.main import main
+from lavit_jax.training.metrics import read_metrics
+from lavit_jax.training.run import train
+from lavit_jax.training.schedule import make_schedule
+from small_run import OVERRIDES, TOTAL, Program, losses
+from tiny import mini_config
+
+SELECTOR_FIRST = "configs/mini.py:selector_first"
+
+
+@pytest.fixture(scope="module")
+def disturbed(new_workdir: Callable[[], Path]) -> tuple[Path, list[tuple[int, str]]]:
+    """A run that was killed, terminated and interrupted; exit status and output of each part."""
+    workdir = new_workdir()
+    parts = [
+        Program(workdir).signal_at(4, signal.SIGKILL),
+        Program(workdir).signal_at(11, signal.SIGTERM),
+        Program(workdir).signal_at(16, signal.SIGINT),
+        Program(workdir).end(),
+    ]
+    return workdir, parts
+
+
+@pytest.fixture(scope="module")
+def selector_first(new_workdir: Callable[[], Path]) -> Path:
+    """The work directory of a run in the other order of stage one."""
+    workdir = new_workdir()
+    train(mini_config(*OVERRIDES, config=SELECTOR_FIRST), workdir)
+    return workdir
+
+
+def copy(workdir: Path, place: Path) -> Path:
+    return shutil.copytree(workdir, place / "copy", symlinks=True)
+
+
+def listing(workdir: Path) -> list[tuple[Path, int]]:
+    return sorted(
+        (path, path.stat().st_mtime_ns)
+        for path in (workdir / "checkpoints").rglob("*")
+        if path.is_file()
+    )
+
+
+def test_every_step_is_recorded_once(whole_run):
+    assert [step for step, _ in losses(whole_run)] == list(range(1, TOTAL + 1))
+
+
+def test_samples_are_drawn_at_the_end_of_every_phase_with_pictures(whole_run):
+    names = sorted(path.name for path in (whole_run / "samples").iterdir())
+    assert names == ["0000010-select.png", "0000014-quantize.png", "0000022-unified.png"]
+
+
+@pytest.mark.subprocess
+def test_a_run_killed_terminated_and_interrupted_equals_an_undisturbed_one_bit_for_bit(
+    whole_run, disturbed
+):
+    assert read_metrics(disturbed[0] / "metrics.jsonl") == read_metrics(whole_run / "metrics.jsonl")
+
+
+@pytest.mark.subprocess
+def test_exit_status_tells_how_a_run_ended(disturbed):
+    assert [status for status, _ in disturbed[1]] == [-signal.SIGKILL, 0, 130, 0]
+
+
+@pytest.mark.subprocess
+def test_a_stopped_run_says_where_it_saved_and_goes_on_there(disturbed):
+    outputs = [output for _, output in disturbed[1]]
+    for stopped, resumed in itertools.pairwise(outputs[1:]):
+        (saved,) = [line for line in stopped.splitlines() if line.startswith("saved at step")]
+        assert f"going on from {saved.removeprefix('saved at ')}" in resumed.splitlines()
+    assert "run the same command again to go on" in outputs[2]
+    assert not any("Traceback" in output for output in outputs)
+
+
+def test_a_damaged_newest_checkpoint_falls_back_and_the_curve_is_equal(whole_run, tmp_path, capsys):
+    workdir = copy(whole_run, tmp_path)
+    newest = workdir / "checkpoints" / str(TOTAL)
+    for path in newest.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    train(mini_config(*OVERRIDES), workdir)
+    told = capsys.readouterr().err
+    assert f"{newest} is damaged" in told
+    assert "going on from step 21 of 22" in told
+    assert read_metrics(workdir / "metrics.jsonl") == read_metrics(whole_run / "metrics.jsonl")
+    assert newest.with_name("22.damaged").is_dir()
+
+
+def test_a_half_written_checkpoint_is_ignored_and_a_finished_run_stays_as_it_is(
+    whole_run, tmp_path
+):
+    workdir = copy(whole_run, tmp_path)
+    before = listing(workdir)
+    half = workdir / "checkpoints" / "25.orbax-checkpoint-tmp"
+    shutil.copytree(workdir / "checkpoints" / "21", half)
+    train(mini_config(*OVERRIDES), workdir)
+    assert listing(workdir) == before
+    assert read_metrics(workdir / "metrics.jsonl") == read_metrics(whole_run / "metrics.jsonl")
+
+
+def test_a_work_directory_of_another_config_is_refused_with_status_2(whole_run, capsys):
+    before = listing(whole_run)
+    argv = ["train", "--config", "configs/mini.py", "--workdir", str(whole_run), *OVERRIDES]
+    assert main([*argv, "--config.seed=1"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "seed: 0 -> 1" in line
+    assert listing(whole_run) == before
+
+
+@pytest.mark.subprocess
+def test_losses_agree_on_one_device_and_on_eight(whole_run, new_workdir, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
+    workdir = new_workdir()
+    assert Program(workdir).end()[0] == 0
+    one, eight = losses(workdir), losses(whole_run)
+    assert len(one) == TOTAL
+    np.testing.assert_allclose(one, eight, rtol=0, atol=1e-5)
+
+
+def test_runs_of_one_seed_have_identical_losses(whole_run, selector_first):
+    encoder = slice(0, 6)  # the phase that both schedules begin with
+    assert losses(selector_first)[encoder] == losses(whole_run)[encoder]
+
+
+def test_both_schedules_run_to_their_end(whole_run, selector_first):
+    phases = [
+        list(dict.fromkeys(record["phase"] for record in read_metrics(run / "metrics.jsonl")))
+        for run in (whole_run, selector_first)
+    ]
+    assert phases[0] == ["encoder", "select", "quantize", "unified"]
+    assert phases[1] == ["encoder", "reconstruct", "selector_alone", "quantize_rest", "unified"]
+    assert all(np.isfinite(loss) for _, loss in losses(selector_first))
+
+
+@pytest.mark.parametrize("config", ["configs/mini.py", SELECTOR_FIRST])
+def test_frozen_modules_do_not_change_by_a_bit_and_trained_ones_do(
+    whole_run, selector_first, config
+):
+    workdir = whole_run if config == "configs/mini.py" else selector_first
+    phases = make_schedule(mini_config(*OVERRIDES, config=config))
+    states = [_saved(workdir, phase.end) for phase in phases]
+    for phase, before, after in zip(phases[1:], states, states[1:]):
+        assert _same(before["codebook"], after["codebook"]) != phase.config.get("quantize", False)
+        for name, old in before["params"].items():
+            same = _same(old, after["params"][name])
+            assert same == (name not in phase.trained), (phase.name, name)
+
+
+def _saved(workdir: Path, step: int) -> dict:
+    return ocp.StandardCheckpointer().restore(
+        (workdir / "checkpoints" / str(step) / "state").absolute()
+    )
+
+
+def _same(old, new) -> bool:
+    pairs = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)

@@ -1,0 +1,99 @@
+"""A run on a data set of the user's, from its shards to the last step of stage two."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lavit_jax.cli.main import main
+from lavit_jax.data import stored_ids
+from lavit_jax.data.prepared import Prepared
+from lavit_jax.errors import UserError
+from lavit_jax.inference import api
+from lavit_jax.training import tokenize_dataset as job
+from lavit_jax.training.metrics import read_metrics
+from lavit_jax.training.restore import restore
+from shards import write_tar
+from tiny import mini_config
+
+STEPS = 2
+SIZES = ("small", "large", "round", "flat", "bright", "dark")
+COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "orange")
+
+
+def prepare_pictures(folder):
+    members = []
+    for number in range(96):
+        colour = COLOURS[number % len(COLOURS)]
+        image = Image.new("RGB", (40, 32), colour)
+        image.paste(SIZES.index(SIZES[number % 6]) * 40, (4, 4, 8 + number % 20, 20))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG")
+        text = f"a {SIZES[number % 6]} thing on {colour}, number {number}"
+        members += [(f"{number:04d}.jpg", buffer.getvalue()), (f"{number:04d}.txt", text.encode())]
+    write_tar(folder / "src" / "00000.tar", members)
+    command = ["data", "prepare", str(folder / "src"), str(folder / "data"), "--workers", "1"]
+    assert main([*command, "--shard-mb", "0.03"]) == 0
+
+
+def test_a_prepared_data_set_is_trained_on_and_tokenized_for_stage_two(
+    tmp_path, monkeypatch, capsys
+):
+    prepare_pictures(tmp_path)
+    data, ids, workdir = (str(tmp_path / name) for name in ("data", "ids", "work"))
+    phases = [f"--config.phases.{name}.steps={STEPS}" for name in mini_config().schedule]
+    train = ["train", "--config", "configs/mini.py", "--workdir", workdir, *phases]
+    train += [f"--config.data.dataset={data}", f"--config.data.visual_ids={ids}"]
+    train += ["--config.data.text_vocab_size=300", "--config.log.sample_every=1000"]
+
+    # Stage two needs ids of the finished tokenizer, and says how to make them.
+    assert main(train) == 2
+    assert (
+        f"run `lavit tokenize-dataset DATA {ids} --checkpoint WORKDIR`" in capsys.readouterr().err
+    )
+    tokenize = ["tokenize-dataset", data, ids, "--checkpoint", workdir]
+
+    # Stopped halfway, it goes on with the shards that are left.
+    written = []
+    write = job._write
+
+    def stop_after_one(store, shard, *rest):
+        if written:
+            raise KeyboardInterrupt
+        written.append(shard.name)
+        write(store, shard, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "_write", stop_after_one)
+        assert main(tokenize) == 130
+    monkeypatch.setattr(
+        job,
+        "_write",
+        lambda store, shard, *rest: written.append(shard.name) or write(store, shard, *rest),
+    )
+    assert main([*tokenize, "--json"]) == 0
+    index = json.loads(capsys.readouterr().out)
+    assert len(written) == len(set(written)) == len(index["shards"]) > 1
+
+    # They are what the model itself says.
+    model = api.load(workdir)
+    found = restore(tmp_path / "work")
+    stamp = stored_ids.Stamp(**index["stamp"])
+    assert found.step == 3 * STEPS
+    stored, pictures = stored_ids.StoredIds(ids, stamp, 96), Prepared(data)
+    for place in (0, 50, 95):
+        decoded = np.asarray(Image.open(io.BytesIO(pictures[place].image)).convert("RGB"))
+        (tokens,) = model.tokenize([decoded])
+        np.testing.assert_array_equal(stored[place].codes_L, tokens.ids)
+        np.testing.assert_array_equal(stored[place].keep_N, tokens.keep)
+
+    assert main(train) == 0
+    records = read_metrics(tmp_path / "work" / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(1, 4 * STEPS + 1))
+    assert all(np.isfinite(record["loss"]) for record in records)
+    with pytest.raises(UserError, match="weights: .* there, other here"):
+        stored_ids.StoredIds(
+            ids, stored_ids.Stamp("other", stamp.preprocessing, stamp.selection), 96
+        )
