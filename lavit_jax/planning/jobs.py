@@ -39,6 +39,9 @@ def make_job(config: ConfigDict, name: str, topology: Topology, devices: Sequenc
     if name in PARTS:
         return _generation(config, name, topology, devices)
     phase = next(phase for phase in make_schedule(config) if phase.name == name)
+    objective = phase.config["objective"]
+    if objective not in training.STACKS:
+        raise UserError(f"--phase {name}: {objective} phases cannot be planned")
     return _phase(config, phase, topology, devices)
 
 
