@@ -48,7 +48,9 @@ def make_job(config: ConfigDict, name: str, topology: Topology, devices: Sequenc
 def _modules(config: ConfigDict) -> lavit.Modules:
     try:
         sizes = lavit_config(config.model.to_dict(), config.data.text_vocab_size)
-    except (ValueError, TypeError) as error:
+    except KeyError as error:
+        raise UserError(f"config.model.{error.args[0]} is missing") from error
+    except ValueError as error:
         raise UserError(f"config.{error}") from error
     return lavit.build_modules(sizes)
 
