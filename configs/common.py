@@ -88,6 +88,12 @@ def run() -> ConfigDict:
                 "guidance": 1.5,
                 "temperature": 0.0,
             },
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # -1: what the other axes leave
+            "mesh": {  # devices along each axis; -1: what the others leave
+                "slice": 1,  # TPU slices; a copy of the model on each
+                "data": -1,  # copies of the model in a slice
+                "fsdp": 1,  # parts of parameters and optimizer state
+                "sequence": 1,  # parts of a row's tokens
+                "tensor": 1,  # parts of heads, MLP and vocabulary
+            },
         }
     )

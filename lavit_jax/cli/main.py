@@ -16,6 +16,7 @@ from lavit_jax.cli import (
     data,
     draw,
     parity,
+    plan,
     quickstart,
     reconstruct,
     score,
@@ -39,6 +40,7 @@ COMMANDS: tuple[Command, ...] = (
     tokenize_dataset,
     convert,
     parity,
+    plan,
 )
 
 EXIT_MISTAKE = 2

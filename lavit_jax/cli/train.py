@@ -42,8 +42,10 @@ def run(args: argparse.Namespace) -> None:
     from lavit_jax.config import load_config
 
     config = load_config(args.config, args.overrides)
+    from lavit_jax.parallel.start import start
     from lavit_jax.training.run import train
 
+    start()
     train(config, args.workdir)
     if config.get("start_from"):
         from lavit_jax import pixel_report

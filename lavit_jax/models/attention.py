@@ -1,15 +1,39 @@
 """The only place where attention is computed, and the masks it is computed with.
 
-Legend: B batch, Q queries, K keys, H query heads, G key/value heads, d head width.
+Legend: B batch, Q queries, K keys, S both, H query heads, G key/value heads, d head width.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from lavit_jax.models import placement, splash
+
 PUBLISHED_EPS = 1e-6
+
+
+class Segments(NamedTuple):
+    """Packed rows: each token reads itself and what came before it in its own segment.
+
+    Says the same as `causal_segment_mask` without an array of [S, S]; 0 is padding.
+    """
+
+    ids_BS: Int[Array, "B S"]
+
+
+def packed_rows(segments_BS: Int[Array, "B S"], head_dim: int) -> Segments | Bool[Array, "B S S"]:
+    """What the tokens of packed rows may read, for `attend`.
+
+    Segments on TPUs, where a kernel skips what is masked; elsewhere the mask, made only once for
+    all layers.
+    """
+    if placement.on_tpu() and splash.fits(segments_BS.shape[1], head_dim):
+        return Segments(segments_BS)
+    return causal_segment_mask(segments_BS)
 
 
 def causal_segment_mask(segments_BS: Int[Array, "B S"]) -> Bool[Array, "B S S"]:
@@ -24,7 +48,7 @@ def attend(
     q_BQHd: Float[Array, "B Q H d"],
     k_BKGd: Float[Array, "B K G d"],
     v_BKGd: Float[Array, "B K G d"],
-    mask_BQK: Bool[Array, "B Q K"] | None = None,
+    mask_BQK: Bool[Array, "B Q K"] | Segments | None = None,
     bias_BQK: Float[Array, "B Q K"] | None = None,
 ) -> Float[Array, "B Q H d"]:
     """Softmax attention with grouped key/value heads; softmax in float32.
@@ -34,12 +58,15 @@ def attend(
       k_BKGd: keys.
       v_BKGd: values.
       mask_BQK: True where a query may read a key (broadcastable on Q). A row that may read
-        nothing averages all values; such rows are padding and never used.
+        nothing averages all values; such rows are padding and never used. `Segments` of packed
+        rows are computed by a TPU kernel.
       bias_BQK: added to the scaled logits (broadcastable on Q).
 
     Returns:
       [B, Q, H, d] in the dtype of the queries.
     """
+    if isinstance(mask_BQK, Segments):
+        return splash.causal(q_BQHd, k_BKGd, v_BKGd, mask_BQK.ids_BS)
     return attend_cached(q_BQHd, heads_first(k_BKGd), heads_first(v_BKGd), mask_BQK, bias_BQK)
 
 

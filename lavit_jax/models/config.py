@@ -17,7 +17,9 @@ from lavit_jax.models.pixel_config import (
 
 T = TypeVar("T")
 
-REMAT_POLICIES = ("none", "full", "dots")
+# What the backward pass keeps of each block, least first; `layers.stack` says exactly.
+REMAT_POLICIES = ("full", "context", "projections", "attention", "most", "dots", "none")
+MATMULS = ("plain", "int8")
 MERGER_ATTENTION = ("clean", "published")
 
 
@@ -36,7 +38,8 @@ class TransformerConfig:
       heads: attention heads; must divide the width.
       mlp_ratio: MLP hidden width is int(width * mlp_ratio) (4.3637 gives EVA's 6144 of 1408).
       dtype: compute dtype; parameters, norms and softmax stay float32.
-      remat: what the backward pass recomputes: "none", "full", "dots" (keep matmul results).
+      remat: what the backward pass recomputes: one of `REMAT_POLICIES`, from "full" (all of a
+        block) over "context" (all but attention) and "dots" (all but matmuls) to "none".
       unroll: blocks per scan iteration; more is faster on a CPU and slower to compile.
     """
 
@@ -221,6 +224,9 @@ class LlamaConfig:
       dtype: compute dtype.
       remat: see TransformerConfig.
       unroll: see TransformerConfig.
+      vocab_chunks: parts of the vocabulary that the loss looks at one after the other; 1 keeps
+        all logits, more never have them all at once.
+      matmul: of the layers: "plain" in the compute dtype, or "int8", quantized on the way.
       stacked: parameters of all layers in one array each, for `nn.scan`; that trains, is stored,
         and decodes on a TPU. False is the form that decodes fastest on a CPU, see `FlatBlock`;
         `llama.flattened` makes its parameters.
@@ -240,9 +246,20 @@ class LlamaConfig:
     dtype: str = "float32"
     remat: str = "none"
     unroll: int = 1
+    vocab_chunks: int = 1
+    matmul: str = "plain"
     stacked: bool = True
 
     def __post_init__(self) -> None:
+        _check(self.matmul in MATMULS, f"llm: matmul must be one of {MATMULS}, got {self.matmul!r}")
+        _check(
+            self.remat in REMAT_POLICIES,
+            f"llm: remat must be one of {REMAT_POLICIES}, got {self.remat!r}",
+        )
+        _check(
+            self.vocab_chunks >= 1,
+            f"llm: vocab_chunks must be at least 1, got {self.vocab_chunks}",
+        )
         _check(
             self.heads % self.kv_heads == 0,
             f"llm: kv_heads must divide heads, got heads={self.heads}, kv_heads={self.kv_heads}",

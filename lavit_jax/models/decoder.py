@@ -29,7 +29,7 @@ class DecoderBlock(nn.Module):
         q = layers.head_projection(c.heads, c.head_dim, dtype, f"{name}_query")(q_in)
         k = layers.head_projection(c.heads, c.head_dim, dtype, f"{name}_key")(kv_in)
         v = layers.head_projection(c.heads, c.head_dim, dtype, f"{name}_value")(kv_in)
-        return q, k, v
+        return layers.spread_heads(q), layers.spread_heads(k), layers.spread_heads(v)
 
     @nn.compact
     def __call__(
@@ -40,16 +40,18 @@ class DecoderBlock(nn.Module):
     ) -> tuple[Float[Array, "B N D"], None]:
         c = self.config
         dtype = c.compute_dtype
+        x_BND = layers.border(x_BND)
         h = layers.LayerNorm(NORM_EPS, name="norm0")(x_BND)
-        out = attend(*self._project(h, h, "self"))
-        x_BND = x_BND + layers.merge_heads(c.width, dtype, "self_proj")(out)
+        out = layers.named(attend(*self._project(h, h, "self")), "context")
+        x_BND = layers.border(x_BND + layers.merge_heads(c.width, dtype, "self_proj")(out))
         h = layers.LayerNorm(NORM_EPS, name="norm1")(x_BND)
         # The published code adds -10000 to masked logits; a multiplicative mask gives the same
         # weights and lets the keep decisions carry gradient.
         out = policy_attend(*self._project(h, codes_BLD, "cross"), mask_B1L, "clean")
-        x_BND = x_BND + layers.merge_heads(c.width, dtype, "cross_proj")(out)
+        out = layers.named(out, "context")
+        x_BND = layers.border(x_BND + layers.merge_heads(c.width, dtype, "cross_proj")(out))
         h = layers.LayerNorm(NORM_EPS, name="norm2")(x_BND)
-        return x_BND + layers.Mlp(c.hidden, dtype, name="mlp")(h), None
+        return layers.border(x_BND + layers.Mlp(c.hidden, dtype, name="mlp")(h)), None
 
 
 class FeatureDecoder(nn.Module):

@@ -13,7 +13,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
+
+from lavit_jax.models import int8, matmul, placement
 
 Initializer = Callable[..., Any]
 
@@ -49,29 +52,23 @@ def with_axes(init: Initializer, *axes: str | None) -> Initializer:
     return nn.with_logical_partitioning(init, axes)
 
 
-def flat_dot_general(
-    lhs: Array,
-    rhs: Array,
-    dimension_numbers: Any,
-    precision: Any = None,
-    preferred_element_type: Any = None,
-) -> Array:
-    """`lax.dot_general` of trailing lhs axes with leading rhs axes, as one two-axis matmul.
+# How a layer multiplies with its kernel, by name; "plain" is in the compute dtype.
+_PROJECT: dict[str, Any] = {"plain": matmul.project, "int8": int8.project}
 
-    The same numbers; but XLA:CPU copies the transposed operand of a weight gradient that
-    contracts over several axes (three times slower through an MLP), of a flat one it does not.
-    """
-    ((lhs_axes, rhs_axes), _) = dimension_numbers
-    count = len(lhs_axes)
-    assert tuple(rhs_axes) == tuple(range(count)), dimension_numbers
-    inner = math.prod(rhs.shape[:count])
-    out = jnp.dot(
-        lhs.reshape(-1, inner),
-        rhs.reshape(inner, -1),
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-    )
-    return out.reshape(lhs.shape[: lhs.ndim - count] + rhs.shape[count:])
+
+def _multiply(how: str) -> Any:
+    """A `dot_general` for flax that multiplies as named."""
+
+    def dot_general(x: Array, kernel: Array, dimensions: Any, **precision: Any) -> Array:
+        return _PROJECT[how](x, kernel, len(dimensions[0][0]))
+
+    return dot_general
+
+
+def _cast_all_but_kernel(*args: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
+    """What flax casts to the compute dtype before a matmul, which casts the kernel itself."""
+    x, kernel, bias = args
+    return [x.astype(dtype), kernel, None if bias is None else bias.astype(dtype)]
 
 
 def dense(
@@ -82,13 +79,15 @@ def dense(
     *,
     use_bias: bool = True,
     kernel_init: Initializer = fan_in_init,
+    how: str = "plain",
 ) -> nn.Dense:
     """A linear layer [.., in] -> [.., features] whose kernel has the given logical axes."""
     return nn.Dense(
         features,
         use_bias=use_bias,
         dtype=dtype,
-        dot_general=flat_dot_general,
+        dot_general=_multiply(how),
+        promote_dtype=_cast_all_but_kernel,
         kernel_init=with_axes(kernel_init, *axes),
         bias_init=with_axes(nn.initializers.zeros_init(), axes[1]),
         name=name,
@@ -96,14 +95,21 @@ def dense(
 
 
 def head_projection(
-    heads: int, head_dim: int, dtype: jnp.dtype, name: str | None = None, *, use_bias: bool = True
+    heads: int,
+    head_dim: int,
+    dtype: jnp.dtype,
+    name: str | None = None,
+    *,
+    use_bias: bool = True,
+    how: str = "plain",
 ) -> nn.DenseGeneral:
     """A linear layer [.., D] -> [.., H, d]."""
     return nn.DenseGeneral(
         (heads, head_dim),
         use_bias=use_bias,
         dtype=dtype,
-        dot_general=flat_dot_general,
+        dot_general=_multiply(how),
+        promote_dtype=_cast_all_but_kernel,
         kernel_init=with_axes(fan_in_init, "embed", "heads", "head_dim"),
         bias_init=with_axes(nn.initializers.zeros_init(), "heads", "head_dim"),
         name=name,
@@ -111,7 +117,12 @@ def head_projection(
 
 
 def merge_heads(
-    features: int, dtype: jnp.dtype, name: str | None = None, *, use_bias: bool = True
+    features: int,
+    dtype: jnp.dtype,
+    name: str | None = None,
+    *,
+    use_bias: bool = True,
+    how: str = "plain",
 ) -> nn.DenseGeneral:
     """A linear layer [.., H, d] -> [.., D]."""
     return nn.DenseGeneral(
@@ -119,7 +130,8 @@ def merge_heads(
         axis=(-2, -1),
         use_bias=use_bias,
         dtype=dtype,
-        dot_general=flat_dot_general,
+        dot_general=_multiply(how),
+        promote_dtype=_cast_all_but_kernel,
         kernel_init=with_axes(
             nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=(0, 1)),
             "heads",
@@ -196,13 +208,40 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x_BSD: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         h = gelu(dense(self.hidden, ("embed", "mlp"), self.dtype, "fc1")(x_BSD))
+        h = placement.constrain(h, "batch", "length", "act_mlp")
         return dense(x_BSD.shape[-1], ("mlp", "embed"), self.dtype, "fc2")(h)
 
 
+# What each policy keeps of a block for the backward pass, beside the block's input.
+_NAMED: dict[str, tuple[str, ...]] = {
+    "context": ("context",),
+    "projections": ("query", "key", "value", "context"),
+    "attention": ("query", "key", "value", "context", "attended"),
+    "most": ("query", "key", "value", "context", "attended", "gate"),
+}
 _REMAT: dict[str, Any] = {
     "full": None,
     "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    **{
+        policy: jax.checkpoint_policies.save_only_these_names(*names)
+        for policy, names in _NAMED.items()
+    },
 }
+
+
+def named(x: Array, name: str) -> Array:
+    """Gives a value the name that remat policies keep it by."""
+    return checkpoint_name(x, name)
+
+
+def border(x_BSD: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+    """The residual stream between two blocks, laid out as everywhere."""
+    return placement.constrain(x_BSD, "batch", "length", "act_embed")
+
+
+def spread_heads(x_BSHd: Float[Array, "B S H d"]) -> Float[Array, "B S H d"]:
+    """Queries, keys or values, heads split over tensor neighbours."""
+    return placement.constrain(x_BSHd, "batch", "length", "act_heads", None)
 
 
 def stack(
@@ -220,7 +259,9 @@ def stack(
     `unroll` copies stand in the program at a time (1 compiles fastest and suits a TPU).
     """
     if remat != "none":
-        block = nn.remat(block, prevent_cse=False, policy=_REMAT[remat])  # type: ignore[assignment]
+        # A loop keeps what is recomputed apart from what it repeats; straight-line code does not.
+        straight = unroll >= depth
+        block = nn.remat(block, prevent_cse=straight, policy=_REMAT[remat])  # type: ignore[assignment]
     return nn.scan(
         block,
         variable_axes={"params": 0},

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lavit_jax.models import attention, layers
+from lavit_jax.models import attention, layers, placement
+from lavit_jax.models.attention import Segments
 from lavit_jax.models.config import LlamaConfig
 
 
@@ -82,7 +83,7 @@ def read(
     cache: Cache | None,
     layer: Int[Array, ""] | None,
     positions_BS: Int[Array, "B S"],
-    mask_BST: Bool[Array, "B S T"],
+    mask_BST: Bool[Array, "B S T"] | Segments,
     offset: Int[Array, ""],
 ) -> tuple[Float[Array, "B S H d"], Cache | None]:
     """Rotates, writes a layer's keys and values into the cache and attends to what is there.
@@ -101,7 +102,9 @@ def read(
     q = rotate(q_BSHd, positions_BS, config.rope_theta)
     k = rotate(k_BSGd, positions_BS, config.rope_theta)
     if cache is None:
-        return attention.attend(q, k, v_BSGd, mask_BST), None
+        q, k, v = layers.named(q, "query"), layers.named(k, "key"), layers.named(v_BSGd, "value")
+        return attention.attend(q, k, v, mask_BST), None
+    assert not isinstance(mask_BST, Segments)
     k, v = attention.heads_first(k), attention.heads_first(v_BSGd)
     if layer is None:
         # Updated and read in one shape: XLA:CPU does so in place, and copies in any other case.
@@ -136,23 +139,29 @@ class LlamaBlock(nn.Module):
         carry: tuple[Float[Array, "B S E"], Cache | None],
         layer: Int[Array, ""],
         positions_BS: Int[Array, "B S"],
-        mask_BST: Bool[Array, "B S T"],
+        mask_BST: Bool[Array, "B S T"] | Segments,
         offset: Int[Array, ""],
     ) -> tuple[tuple[Float[Array, "B S E"], Cache | None], None]:
         c = self.config
         dtype = c.compute_dtype
+        linear: dict[str, Any] = {"use_bias": False, "how": c.matmul}
         x_BSE, cache = carry
+        x_BSE = layers.border(x_BSE)
         h = RMSNorm(c.norm_eps, name="attention_norm")(x_BSE)
-        q = layers.head_projection(c.heads, c.head_dim, dtype, "query", use_bias=False)(h)
-        k = layers.head_projection(c.kv_heads, c.head_dim, dtype, "key", use_bias=False)(h)
-        v = layers.head_projection(c.kv_heads, c.head_dim, dtype, "value", use_bias=False)(h)
+        q = layers.head_projection(c.heads, c.head_dim, dtype, "query", **linear)(h)
+        k = layers.head_projection(c.kv_heads, c.head_dim, dtype, "key", **linear)(h)
+        v = layers.head_projection(c.kv_heads, c.head_dim, dtype, "value", **linear)(h)
+        q, k, v = layers.spread_heads(q), layers.spread_heads(k), layers.spread_heads(v)
         out, cache = read(c, q, k, v, cache, layer, positions_BS, mask_BST, offset)
-        x_BSE = x_BSE + layers.merge_heads(c.width, dtype, "proj", use_bias=False)(out)
+        x_BSE = x_BSE + layers.merge_heads(c.width, dtype, "proj", **linear)(out)
+        x_BSE = layers.named(layers.border(x_BSE), "attended")
         h = RMSNorm(c.norm_eps, name="mlp_norm")(x_BSE)
-        gate = layers.dense(c.hidden, ("embed", "mlp"), dtype, "gate", use_bias=False)(h)
-        up = layers.dense(c.hidden, ("embed", "mlp"), dtype, "up", use_bias=False)(h)
-        down = layers.dense(c.width, ("mlp", "embed"), dtype, "down", use_bias=False)
-        return (x_BSE + down(nn.silu(gate) * up), cache), None
+        gate = layers.dense(c.hidden, ("embed", "mlp"), dtype, "gate", **linear)(h)
+        up = layers.dense(c.hidden, ("embed", "mlp"), dtype, "up", **linear)(h)
+        gate, up = layers.named(gate, "gate"), layers.named(up, "up")
+        wide = placement.constrain(nn.silu(gate) * up, "batch", "length", "act_mlp")
+        down = layers.dense(c.width, ("mlp", "embed"), dtype, "down", **linear)
+        return (layers.border(x_BSE + down(wide)), cache), None
 
 
 class FlatBlock(nn.Module):
@@ -241,14 +250,21 @@ class Llama(nn.Module):
         )
 
     def embed(self, ids_BS: Int[Array, "B S"]) -> Float[Array, "B S E"]:
-        """Token ids to embeddings in the compute dtype."""
-        return self.embedding[ids_BS].astype(self.config.compute_dtype)
+        """Token ids to embeddings in the compute dtype.
+
+        Each device looks up the tokens of all that share the table with it, in its own columns;
+        then they exchange. That moves embeddings of tokens, where gathering the table would move
+        the whole vocabulary.
+        """
+        ids_BS = placement.constrain(ids_BS, "group", "length")
+        x = self.embedding[ids_BS].astype(self.config.compute_dtype)
+        return layers.border(placement.constrain(x, "group", "length", "embed"))
 
     def hidden(
         self,
         x_BSE: Float[Array, "B S E"],
         positions_BS: Int[Array, "B S"],
-        mask_BST: Bool[Array, "B S T"],
+        mask_BST: Bool[Array, "B S T"] | Segments,
         cache: Caches | None = None,
         offset: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B S E"], Caches | None]:
@@ -257,7 +273,8 @@ class Llama(nn.Module):
         Args:
           x_BSE: embeddings.
           positions_BS: rotary positions.
-          mask_BST: which keys each query may read: T = S without a cache, else the cache's length.
+          mask_BST: which keys each query may read: T = S without a cache, else the cache's length;
+            or the segments of packed rows, without a cache only.
           cache: keys and values seen so far, or None.
           offset: where in the cache these S tokens are written.
 
@@ -284,7 +301,7 @@ class Llama(nn.Module):
         self,
         ids_BS: Int[Array, "B S"],
         positions_BS: Int[Array, "B S"],
-        mask_BST: Bool[Array, "B S T"],
+        mask_BST: Bool[Array, "B S T"] | Segments,
     ) -> Float[Array, "B S V"]:
         """Token ids to logits, without a cache."""
         x, _ = self.hidden(self.embed(ids_BS), positions_BS, mask_BST)

@@ -28,7 +28,8 @@ class MergerBlock(nn.Module):
         q = layers.head_projection(c.heads, c.head_dim, dtype, f"{name}_query")(q_in)
         k = layers.head_projection(c.heads, c.head_dim, dtype, f"{name}_key")(kv_in)
         v = layers.head_projection(c.heads, c.head_dim, dtype, f"{name}_value")(kv_in)
-        out = policy_attend(q, k, v, mask_BQK, c.attention)
+        q, k, v = layers.spread_heads(q), layers.spread_heads(k), layers.spread_heads(v)
+        out = layers.named(policy_attend(q, k, v, mask_BQK, c.attention), "context")
         return layers.merge_heads(c.width, dtype, f"{name}_proj")(out)
 
     @nn.compact
@@ -39,14 +40,14 @@ class MergerBlock(nn.Module):
         self_mask_BQQ: Float[Array, "B Q Q"],
         cross_mask_BQN: Float[Array, "B 1 N"],
     ) -> tuple[Float[Array, "B Q D"], None]:
+        x_BQD = layers.border(x_BQD)
         h = layers.LayerNorm(NORM_EPS, name="norm0")(x_BQD)
-        x_BQD = x_BQD + self._attention(h, h, self_mask_BQQ, "self")
+        x_BQD = layers.border(x_BQD + self._attention(h, h, self_mask_BQQ, "self"))
         h = layers.LayerNorm(NORM_EPS, name="norm1")(x_BQD)
-        x_BQD = x_BQD + self._attention(h, origin_BND, cross_mask_BQN, "cross")
+        x_BQD = layers.border(x_BQD + self._attention(h, origin_BND, cross_mask_BQN, "cross"))
         h = layers.LayerNorm(NORM_EPS, name="norm2")(x_BQD)
-        return x_BQD + layers.Mlp(self.config.hidden, self.config.compute_dtype, name="mlp")(
-            h
-        ), None
+        mlp = layers.Mlp(self.config.hidden, self.config.compute_dtype, name="mlp")
+        return layers.border(x_BQD + mlp(h)), None
 
 
 class Merger(nn.Module):

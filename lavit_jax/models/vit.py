@@ -53,13 +53,16 @@ class EncoderBlock(nn.Module):
     ) -> tuple[Float[Array, "B S D"], None]:
         c = self.config
         dtype = c.compute_dtype
+        x_BSD = layers.border(x_BSD)
         h = layers.LayerNorm(NORM_EPS, name="norm1")(x_BSD)
         q = layers.head_projection(c.heads, c.head_dim, dtype, "query")(h)
         k = layers.head_projection(c.heads, c.head_dim, dtype, "key", use_bias=False)(h)
         v = layers.head_projection(c.heads, c.head_dim, dtype, "value")(h)
-        x_BSD = x_BSD + layers.merge_heads(c.width, dtype, "proj")(attend(q, k, v, mask_BQK))
+        q, k, v = layers.spread_heads(q), layers.spread_heads(k), layers.spread_heads(v)
+        out = layers.named(attend(q, k, v, mask_BQK), "context")
+        x_BSD = layers.border(x_BSD + layers.merge_heads(c.width, dtype, "proj")(out))
         h = layers.LayerNorm(NORM_EPS, name="norm2")(x_BSD)
-        return x_BSD + layers.Mlp(c.hidden, dtype, name="mlp")(h), None
+        return layers.border(x_BSD + layers.Mlp(c.hidden, dtype, name="mlp")(h)), None
 
 
 class VisionEncoder(nn.Module):

@@ -8,18 +8,31 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# Logical axis -> mesh axis (None: replicated). "embed" is split for fully sharded parameters,
-# the wide axes for tensor parallelism.
-RULES: tuple[tuple[str, str | None], ...] = (
+from lavit_jax.models import placement
+
+BATCH_AXES = ("slice", "data", "fsdp")
+
+# Logical axis -> mesh axes (None: replicated). Parameters first: "embed" is split for fully
+# sharded parameters, the wide axes for tensor parallelism. Slices and "data" hold copies.
+RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("embed", "fsdp"),
     ("mlp", "tensor"),
     ("heads", "tensor"),
     ("vocab", "tensor"),
     ("head_dim", None),
     ("layers", None),
+    # Activations. A name of an "act" axis differs from the parameters' because one mesh axis
+    # (fsdp) splits rows of a batch and columns of a matrix.
+    ("batch", BATCH_AXES),
+    ("group", ("slice", "data")),  # rows of all devices that share one copy of the parameters
+    ("length", "sequence"),
+    ("act_embed", None),
+    ("act_heads", "tensor"),
+    ("act_mlp", "tensor"),
+    ("act_vocab", "tensor"),
 )
 
-BATCH = PartitionSpec(("data", "fsdp"))
+BATCH = PartitionSpec(BATCH_AXES)
 
 
 def param_shardings(boxed: Any, mesh: Mesh) -> Any:
@@ -28,18 +41,13 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
     An axis that its mesh axis does not divide stays replicated.
     """
 
-    def one(leaf: Any, spec: PartitionSpec) -> NamedSharding:
+    def one(leaf: Any) -> NamedSharding:
         shape = nn.meta.unbox(leaf).shape
-        axes = list(spec) + [None] * (len(shape) - len(spec))
-        kept = [
-            axis if axis is not None and size % mesh.shape[axis] == 0 else None
-            for axis, size in zip(axes, shape, strict=True)
-        ]
-        return NamedSharding(mesh, PartitionSpec(*kept))
+        names = leaf.names if isinstance(leaf, nn.Partitioned) else (None,) * len(shape)
+        return NamedSharding(mesh, placement.spec(shape, names, mesh, RULES))
 
-    specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), RULES)
     is_box = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)  # noqa: E731
-    return jax.tree.map(one, boxed, specs, is_leaf=is_box)
+    return jax.tree.map(one, boxed, is_leaf=is_box)
 
 
 def sharding_by_shape(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
@@ -57,5 +65,5 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over data x fsdp."""
+    """The leading axis split over slice x data x fsdp."""
     return NamedSharding(mesh, BATCH)

@@ -9,7 +9,7 @@ import numpy as np
 
 from lavit_jax.data import pipeline
 from lavit_jax.models import lavit, quantizer, selector
-from lavit_jax.parallel import rules
+from lavit_jax.parallel import feed, rules
 from lavit_jax.training.interruption import Interruption
 from lavit_jax.training.schedule import Phase
 from lavit_jax.training.state import TrainState
@@ -42,7 +42,6 @@ def _features(
     """L2-normalised features of kept patches of real pictures, [M, C]."""
     m = run.modules
 
-    @jax.jit
     def project(params: lavit.Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = lavit.encode_image(m, params, images)
         keep, kept = lavit.select(m, params, x, selector.greedy_keep)
@@ -50,6 +49,8 @@ def _features(
         z = lavit.run(m, params, "quantizer", merged)
         return quantizer.l2_normalize(z), kept.valid_BL
 
+    # Whole on every process, so that all of them start from the same codes.
+    compiled = jax.jit(project, out_shardings=rules.replicated(run.mesh))
     batches = pipeline.image_batches(
         run.config, run.data_dir, phase.config["batch_size"], run.config.seed * 1000 + 999
     )
@@ -57,6 +58,7 @@ def _features(
     found: list[np.ndarray] = []
     while sum(map(len, found)) < wanted:
         interruption.stop_if_requested()
-        z, valid = jax.device_get(project(current.params, next(batches)["images"]))
+        images = feed.to_mesh(next(batches), run.mesh)["images"]
+        z, valid = jax.device_get(compiled(current.params, images))
         found.append(z[valid])
     return np.concatenate(found)[:wanted]

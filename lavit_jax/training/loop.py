@@ -15,7 +15,8 @@ import numpy as np
 from lavit_jax.data import pipeline
 from lavit_jax.data.batches import Batches
 from lavit_jax.models import lavit
-from lavit_jax.parallel import rules
+from lavit_jax.parallel import feed, rules
+from lavit_jax.parallel.mesh import placed
 from lavit_jax.training import codebook_start, samples, starting, state, visual_cache
 from lavit_jax.training.checkpoints import Checkpoints
 from lavit_jax.training.health import Health
@@ -38,7 +39,7 @@ def fit(run: Run) -> TrainState:
         keep=run.config.checkpoint.keep,
         milestones=tuple(phase.end for phase in run.phases),
     )
-    with Interruption() as interruption, contextlib.closing(checkpoints):
+    with Interruption() as interruption, contextlib.closing(checkpoints), placed(run.mesh):
         found = checkpoints.restore_latest(
             lambda place: abstract_state(
                 run.modules, run.phases, run.mesh, run.config.seed, place["step"]
@@ -79,15 +80,11 @@ class _Session:
     def run_phase(self, phase: Phase, current: TrainState, data: Batches) -> TrainState:
         """All steps of a phase that are left, each checkpoint after its metrics."""
         run = self.run
-        step_fn, sharding = _compiled_step(run, phase), rules.batch_sharding(run.mesh)
+        step_fn = _compiled_step(run, phase)
         recorder = _Recorder(run, phase, self.writer)
         for step in range(int(current.step) + 1, phase.end + 1):
             self.interruption.stop_if_requested()
-            batch = {
-                name: jax.make_array_from_process_local_data(sharding, value)
-                for name, value in next(data).items()
-            }
-            current, metrics = step_fn(current, batch)
+            current, metrics = step_fn(current, feed.to_mesh(next(data), run.mesh))
             recorder.add(step, metrics)
             if step % run.config.checkpoint.every == 0 or step == phase.end:
                 self._save(recorder, step, current, data)
@@ -110,8 +107,9 @@ class _Session:
 def _compiled_step(run: Run, phase: Phase) -> state.Step:
     tx = make_optimizer(phase.config["optimizer"], phase.steps)
     shardings = state.state_shardings(run.modules, phase.names, tx, phase.trained, run.mesh)
+    objective = make_objective(run.modules, phase.config)
     return jax.jit(
-        state.make_step(make_objective(run.modules, phase.config), tx, phase.trained),
+        state.make_step(objective, tx, phase.trained, phase.config.get("accumulate", 1)),
         donate_argnums=0,
         out_shardings=(shardings, rules.replicated(run.mesh)),
     )
@@ -198,7 +196,9 @@ def _batches(run: Run, phase: Phase, current: TrainState, interruption: Interrup
             run.config, run.data_dir, batch_size, seed, pixel_size=pixels.size
         )
     cache = visual_cache.load_or_build(run, current, interruption)
-    stamp = visual_cache.full_stamp(run.config, current) if run.config.data.sources else None
+    stamp = None
+    if run.config.data.sources:
+        stamp = visual_cache.full_stamp(run.config, current, run.mesh)
     return pipeline.unified_batches(
         run.config, run.data_dir, run.text, cache, batch_size, seed, stamp=stamp
     )

@@ -18,7 +18,7 @@ from lavit_jax.models import attention, diffusion, lavit, pixels, quantizer, sel
 from lavit_jax.models.lavit import Modules, Params
 from lavit_jax.models.quantizer import Codebook
 from lavit_jax.models.unet import Condition
-from lavit_jax.training import losses
+from lavit_jax.training import losses, vocabulary
 
 Batch = Mapping[str, Array]
 Function = Callable[[Array], Array]
@@ -215,9 +215,15 @@ def _code_metrics(modules: Modules, new: Codebook, old: Codebook) -> dict[str, A
 
 @dataclasses.dataclass(frozen=True)
 class Unified:
-    """Stage two: next token, text or visual, over packed mixed rows.  Paper: Eq. 6."""
+    """Stage two: next token, text or visual, over packed mixed rows.  Paper: Eq. 6.
+
+    Attributes:
+      modules: the model.
+      z_weight: of the squared log normaliser, which keeps logits from drifting (0 is the paper).
+    """
 
     modules: Modules
+    z_weight: float = 0.0
 
     def __call__(
         self, params: Params, codebook: Codebook, batch: Batch, key: Array
@@ -228,20 +234,28 @@ class Unified:
         features = self._condition(params, batch["images"], batch["keep"])
         embeds = lavit.run(m, params, "llm", ids, method="embed")
         x = lavit.embed_mixed(embeds, features, batch["feature"], m.config.patches)
-        mask = attention.causal_segment_mask(segments)
-        hidden, _ = lavit.run(m, params, "llm", x, batch["positions"], mask, method="hidden")
-        logits = lavit.run(m, params, "llm", hidden[:, :-1], method="logits")
-        targets, weights = ids[:, 1:], batch["loss"][:, 1:].astype(jnp.float32)
-        losses_BS, correct_BS = losses.next_token(logits, targets)
-        visual = weights * (targets > m.config.llm.image_start)
+        llm = m.config.llm
+        readable = attention.packed_rows(segments, llm.head_dim)
+        hidden, _ = lavit.run(m, params, "llm", x, batch["positions"], readable, method="hidden")
+        # Each place predicts the next one; the last has none. Rolling keeps rows whole, so that
+        # their tokens stay where they are when devices share a row.
+        targets = jnp.roll(ids, -1, axis=1)
+        weights = jnp.roll(batch["loss"].astype(jnp.float32).at[:, 0].set(0.0), -1, axis=1)
+        # Where the layers stand in the program one after the other, so do the vocabulary's parts.
+        unroll = llm.vocab_chunks if llm.unroll >= llm.depth else 1
+        head = params["llm"]["lm_head"]["kernel"]
+        scored = vocabulary.next_token(hidden, head, targets, llm.vocab_chunks, unroll)
+        visual = weights * (targets > llm.image_start)
         text = weights - visual
-        loss = losses.masked_mean(losses_BS, weights)
+        loss = losses.masked_mean(scored.loss, weights)
+        if self.z_weight:
+            loss += self.z_weight * losses.masked_mean(scored.log_z**2, weights)
         return loss, Outcome(
             {
-                "text_loss": losses.masked_mean(losses_BS, text),
-                "visual_loss": losses.masked_mean(losses_BS, visual),
-                "text_accuracy": losses.masked_mean(correct_BS, text),
-                "visual_accuracy": losses.masked_mean(correct_BS, visual),
+                "text_loss": losses.masked_mean(scored.loss, text),
+                "visual_loss": losses.masked_mean(scored.loss, visual),
+                "text_accuracy": losses.masked_mean(scored.correct, text),
+                "visual_accuracy": losses.masked_mean(scored.correct, visual),
                 "useful_tokens": (segments > 0).mean(),
             },
             codebook,
@@ -350,7 +364,7 @@ def make_objective(modules: Modules, phase: Mapping[str, Any]) -> Objective:
     if kind == "contrastive":
         return Contrastive(modules, phase["pixel_weight"], phase["alike_weight"])
     if kind == "unified":
-        return Unified(modules)
+        return Unified(modules, phase.get("z_weight", 0.0))
     if kind == "diffusion":
         return Diffusion(modules, phase["condition_drop"])
     if kind == "tokenizer":

@@ -19,7 +19,7 @@ from lavit_jax.errors import UserError
 from lavit_jax.models import lavit
 from lavit_jax.models.config import lavit_config
 from lavit_jax.models.lavit import Modules
-from lavit_jax.parallel.mesh import make_mesh
+from lavit_jax.parallel.mesh import batch_parts, make_mesh
 from lavit_jax.training import starting, state
 from lavit_jax.training.checkpoints import any_saved, read_json
 from lavit_jax.training.checks import check_config
@@ -117,18 +117,26 @@ def start(config: ConfigDict, workdir: Path) -> Run:
     """
     phases = check_config(config)
     mesh = make_mesh(**config.mesh)
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
     for phase in phases:
-        if phase.config["batch_size"] % devices:
-            raise UserError(
-                f"config.phases.{phase.name}.batch_size={phase.config['batch_size']} does not "
-                f"divide over {devices} devices (data x fsdp); use a multiple of {devices}"
-            )
+        check_batch(phase, mesh)
     starting.check(config, phases)
     claim_workdir(config, workdir)
     data_dir, text = prepare(config, workdir)
     modules = lavit.build_modules(lavit_config(config.model.to_dict(), text.vocab_size))
     return Run(config, workdir, data_dir, text, modules, mesh, phases)
+
+
+def check_batch(phase: Phase, mesh: Mesh) -> None:
+    """Raises a `UserError` for a batch whose parts do not divide over the mesh."""
+    size, parts = phase.config["batch_size"], batch_parts(mesh)
+    accumulate = phase.config.get("accumulate", 1)
+    each = parts * accumulate
+    if size % each:
+        nearest = max(each, round(size / each) * each)
+        raise UserError(
+            f"config.phases.{phase.name}.batch_size={size} does not divide over {parts} devices "
+            f"(slice x data x fsdp) and accumulate={accumulate}: batch_size={nearest} would fit"
+        )
 
 
 def abstract_state(

@@ -29,11 +29,11 @@ def write(run: Run, phase: Phase, current: TrainState, step: int) -> None:
     Tokenizer phases: pictures, the patches they keep, and what comes back from their ids (which
     means something once the run quantizes). Unified phases: pictures above the captions
     they get, and drawings of the pictures' own captions. Diffusion phases: pictures, and what
-    the averaged weights paint from their ids. The contrastive phase has nothing to show. With
-    several processes the first one writes.
+    the averaged weights paint from their ids. The contrastive phase has nothing to show. Runs of
+    several processes write none: no process has all of the parameters.
     """
     objective = phase.config["objective"]
-    if objective == "contrastive" or jax.process_index() > 0:
+    if objective == "contrastive" or jax.process_count() > 1:
         return
     records = _records(run)
     size = run.config.model.image_size

@@ -100,6 +100,8 @@ def _check(name: str, phase: Mapping[str, Any]) -> None:
         raise UserError(f"{where}.frozen names {strange[0]!r}, expected some of {sorted(MODULES)}")
     for field in ("steps", "batch_size"):
         check_count(f"{where}.{field}", phase[field], 1)
+    check_count(f"{where}.accumulate", phase.get("accumulate", 1), 1)
+    check_number(f"{where}.z_weight", phase.get("z_weight", 0.0), 0.0, HUGE)
     _require(f"{where}.optimizer", phase["optimizer"], OPTIMIZER)
     check_count(f"{where}.optimizer.warmup", phase["optimizer"]["warmup"], 0)
     for field, (least, most) in OPTIMIZER.items():

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from lavit_jax.models import lavit, quantizer
+from lavit_jax.models import lavit, placement, quantizer
 from lavit_jax.models.lavit import Modules
 from lavit_jax.models.quantizer import Codebook
 from lavit_jax.parallel import rules
@@ -88,27 +88,67 @@ def init_state(
 
 
 def make_step(
-    objective: Objective, tx: optax.GradientTransformation, trained: tuple[str, ...]
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    trained: tuple[str, ...],
+    accumulate: int = 1,
 ) -> Step:
     """`state, batch -> state, metrics` for one phase; pure, to be jitted.
 
     Only the modules in `trained` get gradients. Metrics: "loss", "grad_norm" and the objective's.
+
+    Args:
+      objective: what is minimised.
+      tx: optimizer.
+      trained: modules that get gradients.
+      accumulate: parts of the batch whose gradients are computed one after the other and averaged.
+        The codebook follows every part; a mean over tokens is one over each part's tokens.
     """
+
+    def gradients(train: dict[str, Any], frozen: TrainState, batch: Batch, key: Array) -> Any:
+        def loss_of(train: dict[str, Any]) -> tuple[Array, Any]:
+            return objective({**frozen.params, **train}, frozen.codebook, batch, key)
+
+        (loss, outcome), grads = jax.value_and_grad(loss_of, has_aux=True)(train)
+        return {"loss": loss, **outcome.metrics}, outcome.codebook, grads
+
+    def summed(train: dict[str, Any], state: TrainState, batch: Batch, key: Array) -> Any:
+        """Means of metrics and gradients over the parts of a batch, and the last codebook."""
+
+        def part(carry: Any, index_and_rows: Any) -> Any:
+            book, total = carry
+            index, rows = index_and_rows
+            now = state.replace(codebook=book)  # type: ignore[attr-defined]
+            metrics, book, grads = gradients(train, now, rows, jax.random.fold_in(key, index))
+            return (book, jax.tree.map(jnp.add, total, grads)), metrics
+
+        zeros = jax.tree.map(jnp.zeros_like, train)
+        parts = (jnp.arange(accumulate), _parts(batch, accumulate))
+        (book, total), metrics = jax.lax.scan(part, (state.codebook, zeros), parts)
+        mean = jax.tree.map(lambda x: x / accumulate, total)
+        return jax.tree.map(lambda x: x.mean(axis=0), metrics), book, mean
+
+    compute = gradients if accumulate == 1 else summed
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         train = {name: state.params[name] for name in trained}
-
-        def loss_of(train: dict[str, Any]) -> tuple[Array, Any]:
-            return objective({**state.params, **train}, state.codebook, batch, key)
-
-        (loss, outcome), grads = jax.value_and_grad(loss_of, has_aux=True)(train)
+        metrics, codebook, grads = compute(train, state, batch, key)
         updates, opt_state = tx.update(grads, state.opt_state, train)
         params = {**state.params, **optax.apply_updates(train, updates)}
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), **outcome.metrics}
         new = state.replace(  # type: ignore[attr-defined]
-            step=state.step + 1, params=params, codebook=outcome.codebook, opt_state=opt_state
+            step=state.step + 1, params=params, codebook=codebook, opt_state=opt_state
         )
-        return new, metrics
+        return new, {**metrics, "grad_norm": optax.global_norm(grads)}
 
     return step
+
+
+def _parts(batch: Batch, count: int) -> dict[str, Array]:
+    """[B, ..] to [count, B / count, ..]; each device divides up the rows it has."""
+    return {
+        name: placement.constrain(
+            jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), None, "batch"
+        )
+        for name, x in batch.items()
+    }

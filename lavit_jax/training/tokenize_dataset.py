@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
-from jax.sharding import Mesh
 
 from lavit_jax.data import images as image_data
 from lavit_jax.data import prepared, stored_ids
@@ -30,6 +29,7 @@ from lavit_jax.data.stored_ids import Stamp, Tokens
 from lavit_jax.errors import UserError
 from lavit_jax.models import lavit
 from lavit_jax.parallel import rules
+from lavit_jax.parallel.mesh import make_mesh
 from lavit_jax.training import visual_cache
 from lavit_jax.training.restore import Restored, restore
 
@@ -76,7 +76,7 @@ def tokenize_dataset(
     """
     model = restore(checkpoint)
     data = model.config.data
-    stamp = visual_cache.full_stamp(model.config, model)
+    stamp = visual_cache.full_stamp(model.config, model, make_mesh())
     images = prepared.examples(source, model.modules.config.encoder.image_size, data.max_bad_share)
     shards = _shards(prepared.read_index(source))
     store = Store(destination)
@@ -149,8 +149,8 @@ class _Tokenizer:
 
     def __init__(self, model: Restored) -> None:
         modules = model.modules
-        devices = np.array(jax.local_devices())
-        mesh = Mesh(devices.reshape(-1, 1, 1), ("data", "fsdp", "tensor"))
+        devices = jax.local_devices()
+        mesh = make_mesh(devices=devices)
         here, self._spread = rules.replicated(mesh), rules.batch_sharding(mesh)
         used = {name: model.params[name] for name in visual_cache.TOKENIZER}
         self._params, self._codebook = jax.device_put(

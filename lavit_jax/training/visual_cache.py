@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lavit_jax.data import pipeline, prepared
 from lavit_jax.data.stored_ids import Stamp
 from lavit_jax.data.visual_ids import VisualIdCache, VisualIds
 from lavit_jax.models import lavit
+from lavit_jax.parallel import feed, rules
 from lavit_jax.training.interruption import Interruption
 from lavit_jax.training.state import TrainState
 
@@ -24,20 +26,20 @@ BATCH = 64
 TOKENIZER = ("encoder", "selector", "merger", "quantizer")
 
 
-def stamp(model: TrainState | Restored) -> str:
+def stamp(model: TrainState | Restored, mesh: Mesh) -> str:
     """A hash of the weights that decide ids; a cache made by others is not used."""
     digest = hashlib.sha256()
     tree = ({name: model.params[name] for name in TOKENIZER}, model.codebook.codes_KC)
-    for leaf in jax.tree.leaves(jax.device_get(tree)):
+    for leaf in jax.tree.leaves(feed.to_host(tree, mesh)):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
 
 
-def full_stamp(config: ConfigDict, model: TrainState | Restored) -> Stamp:
+def full_stamp(config: ConfigDict, model: TrainState | Restored, mesh: Mesh) -> Stamp:
     """What the visual ids of a model's tokenizer are stored with."""
     size = config.model.image_size
     seen = f"whole image, {size} x {size}, Pillow bicubic, JPEG no larger than needed"
-    weights = stamp(model)
+    weights = stamp(model, mesh)
     return Stamp(weights, seen, f"greedy, at most {config.model.selector.max_kept or 'all'}")
 
 
@@ -52,9 +54,9 @@ def load_or_build(run: Run, current: TrainState, interruption: Interruption) -> 
         return VisualIdCache(np.zeros((0, 0), np.uint16), np.zeros((0, 0), np.uint8))
     if data.visual_ids:
         examples = prepared.read_index(data.dataset)["examples"]
-        full = full_stamp(run.config, current)
+        full = full_stamp(run.config, current, run.mesh)
         return pipeline.load_ids(run.config, data.visual_ids, full, examples)
-    path, wanted = run.workdir / "visual_ids.npz", stamp(current)
+    path, wanted = run.workdir / "visual_ids.npz", stamp(current, run.mesh)
     if path.exists():
         cache = VisualIdCache.load(path)
         if cache.stamp == wanted:
@@ -67,7 +69,10 @@ def load_or_build(run: Run, current: TrainState, interruption: Interruption) -> 
 def build(run: Run, current: TrainState, wanted: str, interruption: Interruption) -> VisualIdCache:
     """Tokenizes pictures in batches of one shape."""
     m = run.modules
-    tokenize = jax.jit(lambda params, book, images: lavit.tokenize(m, params, book, images))
+    tokenize = jax.jit(
+        lambda params, book, images: lavit.tokenize(m, params, book, images),
+        out_shardings=rules.replicated(run.mesh),
+    )
     pictures = pipeline.variants(run.config, run.data_dir, "train")
     codes, keeps = [], []
     for start in range(0, len(pictures), BATCH):

@@ -32,6 +32,7 @@ COMMANDS = [
     "tokenize-dataset",
     "convert",
     "parity",
+    "plan",
 ]
 
 

@@ -10,10 +10,11 @@ DEVICES = 8  # virtual ones, see tests/conftest.py
 @pytest.mark.parametrize(
     ("axes", "shape"),
     [
-        ({}, (8, 1, 1)),
-        ({"fsdp": 2}, (4, 2, 1)),
-        ({"data": 1, "fsdp": -1, "tensor": 4}, (1, 2, 4)),
-        ({"data": 2, "fsdp": 2, "tensor": 2}, (2, 2, 2)),
+        ({}, (1, 8, 1, 1, 1)),
+        ({"fsdp": 2}, (1, 4, 2, 1, 1)),
+        ({"data": 1, "fsdp": -1, "tensor": 4}, (1, 1, 2, 1, 4)),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, (1, 2, 2, 1, 2)),
+        ({"slice": 2, "sequence": 2}, (2, 2, 1, 2, 1)),
     ],
 )
 def test_one_axis_takes_what_the_others_leave(axes, shape):

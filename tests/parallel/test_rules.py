@@ -47,9 +47,16 @@ def test_parameters_of_real_modules_have_shardings_that_fit():
     assert sum(split) > len(split) / 3
 
 
-def test_batches_are_split_over_data_and_fsdp_alone():
-    sharding = rules.batch_sharding(make_mesh(data=2, fsdp=2, tensor=2))
-    assert sharding.shard_shape((8, 5)) == (2, 5)
+@pytest.mark.parametrize(
+    ("axes", "shape"),
+    [
+        ({"data": 2, "fsdp": 2, "tensor": 2}, (2, 5)),
+        ({"slice": 2, "data": 2, "fsdp": 2}, (1, 5)),
+        ({"data": 2, "sequence": 4}, (4, 5)),
+    ],
+)
+def test_batches_are_split_over_slices_data_and_fsdp_alone(axes, shape):
+    assert rules.batch_sharding(make_mesh(**axes)).shard_shape((8, 5)) == shape
 
 
 def test_replicated_values_lie_whole_on_every_device():

@@ -61,8 +61,8 @@ def test_a_cache_is_refused_when_a_weight_of_the_tokenizer_differs(
     assert built[0] != cache.stamp
 
 
-def test_the_codebook_belongs_to_the_stamp_and_the_decoder_does_not(state):
-    stamp = visual_cache.stamp(state)
-    assert visual_cache.stamp(changed(state, "decoder")) == stamp
+def test_the_codebook_belongs_to_the_stamp_and_the_decoder_does_not(run, state):
+    stamp = visual_cache.stamp(state, run.mesh)
+    assert visual_cache.stamp(changed(state, "decoder"), run.mesh) == stamp
     book = state.codebook.replace(codes_KC=-state.codebook.codes_KC)
-    assert visual_cache.stamp(state.replace(codebook=book)) != stamp
+    assert visual_cache.stamp(state.replace(codebook=book), run.mesh) != stamp

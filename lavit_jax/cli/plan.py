@@ -1,0 +1,102 @@
+"""Say what a config needs on TPU pods, without a TPU.
+
+Compiles the real steps for the real topology with libtpu (`pip install "lavit_jax[plan]"`) and
+prints memory, work, traffic and time for each chip. Any field of the config can be changed with
+--config.FIELD=VALUE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from lavit_jax.cli.common import number
+
+EXAMPLES = """\
+examples:
+  lavit plan --config configs/unified_7b.py --topology v5p-128
+  lavit plan --config configs/unified_7b.py:v5e-256 --topology v5e-256 --phase decode
+  lavit plan --config configs/tokenizer_vitg.py --topology v5p-128 --topology v4-128
+  lavit plan --config configs/unified_7b.py --topology v5p-128 --search
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE.py[:ARG]",
+        help="the experiment: a file with get_config(arg)",
+    )
+    parser.add_argument(
+        "--topology",
+        required=True,
+        action="append",
+        metavar="NAME",
+        help="a product name (v5p-128, v5e-256, ...) or a shape (v5p:4x4x4); repeatable",
+    )
+    parser.add_argument(
+        "--slices", type=number(int, 1), default=1, metavar="N", help="slices of it (default: 1)"
+    )
+    parser.add_argument(
+        "--phase",
+        action="append",
+        metavar="NAME",
+        help="a phase of the schedule, prefill or decode; repeatable (default: all of them)",
+    )
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="try mesh shapes, batch sizes and remat policies of training phases, and rank them",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there as JSON")
+    parser.set_defaults(overrides=[])
+
+
+def run(args: argparse.Namespace) -> None:
+    # Nothing runs here: the CPU backend starts quickest, and libtpu must not look for a TPU.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from rich.console import Console
+
+    from lavit_jax.config import load_config
+    from lavit_jax.parallel import topology
+    from lavit_jax.planning import jobs, plan, search, table
+
+    config = load_config(args.config, args.overrides)
+    wanted = args.phase or list(jobs.names(config))
+    places = [topology.parse(name, args.slices) for name in args.topology]
+    console, found = Console(highlight=False), []
+    for place in places:
+        devices = place.devices()
+        for name in wanted:
+            if args.search and name not in jobs.PARTS:
+                fitting = search.search(config, name, place, devices, _say)
+                console.print(f"{name} on {place.title}, best first")
+                console.print(table.ranking(fitting))
+                found += fitting
+                continue
+            made = plan.plan(jobs.make_job(config, name, place, devices), place)
+            console.print(table.table(made))
+            found.append(made)
+    if args.json:
+        _write(args.json, [plan.to_json(made) for made in found])
+    console.print(table.CONVENTION, style="dim")
+    plan.check_fits(found)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _write(path: Path, document: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    aside.replace(path)

@@ -1,0 +1,123 @@
+"""Programs compiled ahead of time, and what the compiler says about them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from lavit_jax.parallel import collectives
+from lavit_jax.parallel.collectives import Counts
+from lavit_jax.parallel.mesh import placed
+
+KERNEL = "tpu_custom_call"
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A step with the shapes and shardings of its arguments.
+
+    Attributes:
+      function: what is compiled.
+      args: `ShapeDtypeStruct`s with shardings.
+      out_shardings: of the results.
+      donate: arguments whose memory the results take over.
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    out_shardings: Any
+    donate: tuple[int, ...] = (0,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on each chip.
+
+    Attributes:
+      arguments: what the step is given.
+      temporary: what it needs beside that.
+      peak: the most at any time.
+    """
+
+    arguments: int
+    temporary: int
+    peak: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Work of one step on each chip; loop bodies count once.
+
+    Attributes:
+      flops: of XLA's own operations.
+      bytes: to and from memory.
+      seconds: the compiler's estimate; negative where it has none for a kernel.
+      kernels: calls of Pallas kernels, whose flops are not counted.
+      sent: collectives.
+    """
+
+    flops: float
+    bytes: float
+    seconds: float
+    kernels: float
+    sent: Counts
+
+    @staticmethod
+    def combine(parts: list[tuple[float, Cost]]) -> Cost:
+        """A weighted sum."""
+
+        def total(name: str) -> float:
+            return sum(weight * getattr(cost, name) for weight, cost in parts)
+
+        counts = collectives.combine((weight, cost.sent) for weight, cost in parts)
+        return Cost(total("flops"), total("bytes"), total("seconds"), total("kernels"), counts)
+
+
+def build(program: Program, mesh: Mesh) -> Any:
+    """Compiles for the mesh's devices, which need not be here."""
+    with placed(mesh):
+        lowered = jax.jit(
+            program.function, donate_argnums=program.donate, out_shardings=program.out_shardings
+        ).lower(*program.args)
+        return lowered.compile()
+
+
+def memory(compiled: Any) -> Memory:
+    """What a compiled program takes."""
+    analysis = compiled.memory_analysis()
+    return Memory(
+        analysis.argument_size_in_bytes,
+        analysis.temp_size_in_bytes,
+        analysis.peak_memory_in_bytes,
+    )
+
+
+def cost(compiled: Any, mesh: Mesh) -> Cost:
+    """What a compiled program does."""
+    analysis, text = compiled.cost_analysis(), compiled.as_text()
+    return Cost(
+        flops=analysis.get("flops", 0.0),
+        bytes=analysis.get("bytes accessed", 0.0),
+        seconds=analysis.get("optimal_seconds", 0.0),
+        kernels=float(text.count(f'custom_call_target="{KERNEL}"')),
+        sent=collectives.read(text, mesh.size, mesh.shape["slice"]),
+    )
+
+
+def shard_bytes(tree: Any) -> int:
+    """Bytes of each chip's parts of arrays (`ShapeDtypeStruct`s with shardings)."""
+    return sum(
+        leaf.dtype.itemsize * _size(leaf.sharding.shard_shape(leaf.shape))
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    total = 1
+    for n in shape:
+        total *= n
+    return total

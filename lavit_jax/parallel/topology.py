@@ -1,0 +1,153 @@
+"""TPU topologies by the names they are sold under, and what a chip of each kind can do."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from typing import Any
+
+from lavit_jax.errors import UserError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One chip's limits, per second where not said otherwise.
+
+    Attributes:
+      name: of the generation, as libtpu spells it.
+      flops: bfloat16 operations at most.
+      hbm_bytes: memory.
+      hbm_rate: bytes to and from it.
+      wire_rate: bytes sent to neighbours, all links together (each way counted once).
+      slice_rate: bytes sent to other slices, a chip's share of its host's network.
+      axes: dimensions of the torus.
+      numbered_by: what the number in a product name counts per chip.
+      most: chips of the largest slice.
+    """
+
+    name: str
+    flops: float
+    hbm_bytes: float
+    hbm_rate: float
+    wire_rate: float
+    slice_rate: float
+    axes: int
+    numbered_by: int
+    most: int
+
+    def usable(self, share: float = 1.0) -> float:
+        """Bytes of memory, or a share of them."""
+        return self.hbm_bytes * share
+
+
+# Peaks and memory as Google states them; rates of wires from the links of a chip (4.5e10 bytes each
+# way on v4 and v5e, 9e10 on v5p and v6e), of the network between slices from 4 or 8 chips a host.
+CHIPS: dict[str, Chip] = {
+    "v4": Chip("v4", 275e12, 32e9, 1.2e12, 2.7e11, 6.25e9, 3, 2, 4096),
+    "v5e": Chip("v5e", 197e12, 16e9, 0.82e12, 1.8e11, 3.1e9, 2, 1, 256),
+    "v5p": Chip("v5p", 459e12, 95e9, 2.77e12, 5.4e11, 6.25e9, 3, 2, 8192),
+    "v6e": Chip("v6e", 918e12, 32e9, 1.64e12, 3.6e11, 12.5e9, 2, 1, 256),
+}
+ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v6": "v6e", "trillium": "v6e"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A slice, or several alike.
+
+    Attributes:
+      name: as the user wrote it.
+      chip: its kind.
+      shape: chips along each axis of the torus.
+      slices: how many.
+    """
+
+    name: str
+    chip: Chip
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @property
+    def chips(self) -> int:
+        """Of all slices."""
+        total = self.slices
+        for size in self.shape:
+            total *= size
+        return total
+
+    @property
+    def libtpu_name(self) -> str:
+        """What the compiler calls one slice."""
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def title(self) -> str:
+        """For people: name and number of slices."""
+        return self.name if self.slices == 1 else f"{self.slices} x {self.name}"
+
+    def devices(self) -> list[Any]:
+        """The described devices, for a mesh to compile on; no TPU is needed.
+
+        Raises:
+          UserError: libtpu is missing or does not know this shape.
+        """
+        # No TPU is touched: do not look for one, and do not lock it against other processes.
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        from jax.experimental import topologies
+
+        more = {"num_slices": self.slices} if self.slices > 1 else {}
+        try:
+            described = topologies.get_topology_desc(
+                platform="tpu", topology_name=self.libtpu_name, **more
+            )
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise UserError(
+                f"--topology {self.name}: the TPU compiler is not usable here ({reason}); "
+                "`pip install libtpu` brings it"
+            ) from error
+        return list(described.devices)
+
+
+def parse(name: str, slices: int = 1) -> Topology:
+    """A topology of a product name ("v5p-128", "v5litepod-256") or a shape ("v5p:4x4x4").
+
+    Raises:
+      UserError: an unknown name, or a size that is not sold.
+    """
+    kinds = ", ".join(CHIPS)
+    match = re.fullmatch(r"([a-z0-9]+)(?:-(\d+)|:(\d+(?:x\d+)+))", name.lower())
+    kind = ALIASES.get(match[1], match[1]) if match else ""
+    if match is None or kind not in CHIPS:
+        raise UserError(
+            f"--topology {name!r} is not known: expected a product name such as v5p-128 or "
+            f"v5e-256, or a shape such as v5p:4x4x4, of {kinds}"
+        )
+    chip = CHIPS[kind]
+    if match[3]:
+        return Topology(name, chip, tuple(map(int, match[3].split("x"))), slices)
+    count = int(match[2])
+    chips = count // chip.numbered_by
+    if count % chip.numbered_by or chips not in _sold(chip):
+        sizes = ", ".join(f"{match[1]}-{n * chip.numbered_by}" for n in _sold(chip))
+        raise UserError(f"--topology {name}: no such size; there are {sizes}")
+    return Topology(name, chip, _shape(chips, chip.axes), slices)
+
+
+def _sold(chip: Chip) -> list[int]:
+    smallest = 4 if chip.axes == 3 else 1
+    sizes = [smallest]
+    while sizes[-1] < chip.most:
+        sizes.append(sizes[-1] * 2)
+    return [size for size in sizes if size != 2]
+
+
+def _shape(chips: int, axes: int) -> tuple[int, ...]:
+    """The squarest box; names of three axes end with the longest, but for 2x2x1."""
+    exponent = chips.bit_length() - 1
+    shape = tuple(2 ** ((exponent + axis) // axes) for axis in range(axes))
+    return (2, 2, 1) if shape == (1, 2, 2) else shape

@@ -1,0 +1,257 @@
+"""Plans one program on one topology: compiles it, reads the compiler's answers, does the sums.
+
+Memory is that of the real program, whose layers are loops. Its cost is put together from programs
+with one and with two layers of each stack in straight lines, because the compiler counts the body
+of a loop once: cost = one of each + (depth - 1) times what a second layer added.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from lavit_jax.errors import UserError
+from lavit_jax.models import lavit
+from lavit_jax.models.config import LavitConfig
+from lavit_jax.models.lavit import Modules
+from lavit_jax.parallel import collectives, compiled
+from lavit_jax.parallel.compiled import Cost, Memory, Program
+from lavit_jax.parallel.mesh import AXES
+from lavit_jax.parallel.roofline import Roofline, roofline, step_seconds
+from lavit_jax.parallel.topology import Topology
+from lavit_jax.planning.workload import Workload
+
+SPARE = 0.10  # of HBM, for the runtime and fragmentation: a plan that leaves less does not fit
+
+Make = Callable[[Modules], Program]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A program to plan.
+
+    Attributes:
+      name: of the phase, or of the part of generation.
+      modules: the model at full depth.
+      stacks: fields of `LavitConfig` whose layers it runs.
+      make: builds the program of modules of any depth.
+      mesh: where it runs.
+      workload: of one step.
+      steps: of the whole run; 0 where there is no such thing.
+      settings: what a reader wants to know of it: rows, remat policy.
+    """
+
+    name: str
+    modules: Modules
+    stacks: tuple[str, ...]
+    make: Make
+    mesh: Mesh
+    workload: Workload
+    steps: int
+    settings: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a job takes on a topology; bytes, flops and seconds of one chip and one step.
+
+    Attributes:
+      job: what was planned.
+      topology: where.
+      params: bytes of parameters.
+      optimizer: bytes of optimizer state.
+      memory: of the whole program; None when only cost was asked for.
+      cost: of the whole depth.
+      bounds: by the chip's rates.
+      seconds: step time that throughput is stated for.
+      seconds_by: "compiler" or "roofline".
+      compile_seconds: all compilations together.
+    """
+
+    job: Job
+    topology: Topology
+    params: int
+    optimizer: int
+    memory: Memory | None
+    cost: Cost
+    bounds: Roofline
+    seconds: float
+    seconds_by: str
+    compile_seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether it leaves `SPARE` of HBM free."""
+        limit = self.topology.chip.hbm_bytes * (1 - SPARE)
+        return self.memory is None or self.memory.peak <= limit
+
+    @property
+    def mfu(self) -> float:
+        """The share of the peak that useful model flops take; see `workload`."""
+        peak = self.topology.chip.flops * self.topology.chips
+        return self.job.workload.model_flops / (self.seconds * peak)
+
+    @property
+    def chip_hours(self) -> float:
+        """Of the whole run."""
+        return self.job.steps * self.seconds * self.topology.chips / 3600
+
+
+def plan(job: Job, topology: Topology, *, with_memory: bool = True) -> Plan:
+    """Compiles a job and puts its plan together."""
+    begun = time.monotonic()
+    program = job.make(lavit.build_modules(looped(job.modules.config)))
+    memory = None
+    if with_memory:
+        memory = compiled.memory(compiled.build(program, job.mesh))
+    total = cost(job)
+    kernel = job.workload.kernel_flops / topology.chips
+    seconds, by = step_seconds(total, topology.chip, kernel)
+    params, optimizer = _held(program)
+    return Plan(
+        job,
+        topology,
+        params,
+        optimizer,
+        memory,
+        total,
+        roofline(total, topology.chip, kernel),
+        seconds,
+        by,
+        time.monotonic() - begun,
+    )
+
+
+def cost(job: Job) -> Cost:
+    """The cost at full depth."""
+
+    def measured(depths: Mapping[str, int]) -> Cost:
+        modules = lavit.build_modules(straight(job.modules.config, depths))
+        return compiled.cost(compiled.build(job.make(modules), job.mesh), job.mesh)
+
+    ones = dict.fromkeys(job.stacks, 1)
+    one = measured(ones)
+    parts = [(1.0, one)]
+    for stack in job.stacks:
+        depth = getattr(job.modules.config, stack).depth
+        if depth > 1:
+            two = measured({**ones, stack: 2})
+            parts += [(depth - 1.0, two), (1.0 - depth, one)]
+    return Cost.combine(parts)
+
+
+def straight(config: LavitConfig, depths: Mapping[str, int]) -> LavitConfig:
+    """A model of other depths whose layers stand in the program one after the other."""
+    return _with(config, {name: {"depth": n, "unroll": n} for name, n in depths.items()})
+
+
+def looped(config: LavitConfig) -> LavitConfig:
+    """The model with its layers as loops."""
+    return config.rolled()
+
+
+def _with(config: LavitConfig, changes: Mapping[str, Mapping[str, Any]]) -> LavitConfig:
+    return dataclasses.replace(
+        config,
+        **{
+            name: dataclasses.replace(getattr(config, name), **fields)
+            for name, fields in changes.items()
+        },
+    )
+
+
+def _held(program: Program) -> tuple[int, int]:
+    """Bytes of parameters and of optimizer state among the arguments of a step."""
+    state = program.args[0]
+    if hasattr(state, "opt_state"):
+        return compiled.shard_bytes(state.params), compiled.shard_bytes(state.opt_state)
+    return compiled.shard_bytes(state), 0
+
+
+def check_fits(plans: Sequence[Plan]) -> None:
+    """Raises a `UserError` that says what would fit, for the first plan that does not."""
+    for found in plans:
+        if found.fits or found.memory is None:
+            continue
+        chip, name = found.topology.chip, found.job.name
+        raise UserError(
+            f"{name} on {found.topology.title} needs {found.memory.peak / 1e9:.1f} GB of "
+            f"{chip.hbm_bytes / 1e9:.0f} GB HBM ({SPARE:.0%} must stay free): {_advice(found)}"
+        )
+
+
+def _advice(found: Plan) -> str:
+    """What would fit, by what takes the memory."""
+    assert found.memory is not None
+    limit = found.topology.chip.hbm_bytes * (1 - SPARE)
+    held = found.memory.arguments
+    if held > 0.8 * limit:
+        return (
+            f"parameters and optimizer take {held / 1e9:.1f} GB a chip: "
+            f"{-(-held * 2 // int(limit))} times as many chips along config.mesh.fsdp would fit"
+        )
+    share = (limit - held) / (found.memory.peak - held)
+    rows = found.job.settings.get("rows_per_chip", 1)
+    if rows * share >= 1:
+        return f"{int(rows * share)} rows a chip instead of {rows:g} would fit"
+    return 'config.model.llm.remat="full", or config.mesh.tensor twice as large, would fit'
+
+
+def to_json(found: Plan) -> dict[str, Any]:
+    """Everything, for programs."""
+    job, work, memory = found.job, found.job.workload, found.memory
+    return {
+        "name": job.name,
+        "topology": found.topology.name,
+        "slices": found.topology.slices,
+        "chips": found.topology.chips,
+        "mesh": {axis: job.mesh.shape[axis] for axis in AXES},
+        "settings": dict(job.settings),
+        "params_bytes": found.params,
+        "optimizer_bytes": found.optimizer,
+        "activation_bytes": memory and memory.peak - memory.arguments,
+        "peak_bytes": memory and memory.peak,
+        "hbm_bytes": found.topology.chip.hbm_bytes,
+        "fits": found.fits,
+        "flops": found.cost.flops,
+        "kernel_flops": work.kernel_flops / found.topology.chips,
+        "bytes": found.cost.bytes,
+        "collectives": [
+            {**dataclasses.asdict(c), "count": count, "sent": c.sent * count}
+            for c, count in sorted(
+                found.cost.sent.items(), key=lambda item: -item[0].sent * item[1]
+            )
+        ],
+        "sent_within_slices": collectives.sent(found.cost.sent, between_slices=False),
+        "sent_between_slices": collectives.sent(found.cost.sent, between_slices=True),
+        "compiler_seconds": found.cost.seconds if found.seconds_by == "compiler" else None,
+        "roofline": {**dataclasses.asdict(found.bounds)},
+        "seconds": found.seconds,
+        "seconds_by": found.seconds_by,
+        "useful_share": work.useful,
+        "tokens_per_second": work.tokens / found.seconds,
+        "images_per_second": work.images / found.seconds,
+        "model_flops": work.model_flops,
+        "mfu": found.mfu,
+        "steps": job.steps,
+        "run_hours": job.steps * found.seconds / 3600,
+        "chip_hours": found.chip_hours,
+        "compile_seconds": found.compile_seconds,
+    }
+
+
+def by_kind(found: Plan) -> Iterator[tuple[str, bool, float, float]]:
+    """(kind, between slices, how many, bytes sent) of the collectives, kind by kind."""
+    for kind in collectives.KINDS:
+        for crosses in (False, True):
+            these = [
+                (c, n)
+                for c, n in found.cost.sent.items()
+                if c.kind == kind and c.between_slices == crosses
+            ]
+            if these:
+                yield kind, crosses, sum(n for _, n in these), sum(c.sent * n for c, n in these)

@@ -1,0 +1,90 @@
+"""How much useful work a step is: tokens, images, and the flops that MFU counts.
+
+Convention: 6 N D for a trained module and 2 N D for a frozen one, N all of its parameters and D the
+tokens it runs on, padding left out; attention's own flops are not counted, nor is anything
+recomputed. An image is N_patches tokens to the vision modules, as many as it keeps to the language
+model's merger.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+from ml_collections import ConfigDict
+
+from lavit_jax.models import lavit
+from lavit_jax.models.config import LlamaConfig
+from lavit_jax.models.lavit import Modules
+from lavit_jax.planning import lengths
+from lavit_jax.training.schedule import Phase
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """Of one step, over all chips.
+
+    Attributes:
+      tokens: useful ones of the language model.
+      images: that the vision modules see, unused slots left out.
+      useful: share of a row that is not padding.
+      model_flops: by the convention above.
+      kernel_flops: what attention kernels compute, which the compiler does not count.
+    """
+
+    tokens: float
+    images: float
+    useful: float
+    model_flops: float
+    kernel_flops: float
+
+
+def parameter_count(modules: Modules, names: tuple[str, ...]) -> dict[str, int]:
+    """Parameters of each module."""
+    shapes: dict[str, Any] = jax.eval_shape(
+        lambda: nn.meta.unbox(lavit.init_params(modules, names, jax.random.key(0)))
+    )
+    return {
+        name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+        for name, tree in shapes.items()
+    }
+
+
+def of_phase(config: ConfigDict, phase: Phase, modules: Modules) -> Workload:
+    """What a step of training does."""
+    counts = parameter_count(modules, phase.names)
+    rows, patches = phase.config["batch_size"], modules.config.patches
+
+    def flops(name: str, tokens: float) -> float:
+        return (6 if name in phase.trained else 2) * counts[name] * tokens
+
+    if phase.config["objective"] == "contrastive":
+        text = flops("text_tower", rows * modules.config.text_tower.length)
+        return Workload(0, rows, 1.0, flops("encoder", rows * patches) + text, 0)
+    if phase.config["objective"] == "tokenizer":
+        names = ("encoder", "selector", "merger", "quantizer", "decoder", "pixel_head")
+        total = sum(flops(name, rows * patches) for name in names)
+        return Workload(0, rows, 1.0, total, 0)
+    tokens, slots = config.data.row_length, config.data.images_per_row
+    mixture = tuple(config.data.mixture.to_dict().items())
+    useful, seen = lengths.useful_share(mixture, patches, tokens, slots)
+    images = rows * slots * seen
+    kept = lengths.KEPT_MEAN * patches / 256
+    total = (
+        flops("llm", rows * tokens * useful)
+        + flops("encoder", images * patches)
+        + flops("conditioner", images * kept)
+    )
+    kernel = rows * attention_flops(modules.config.llm, tokens)
+    return Workload(rows * tokens * useful, images, useful, total, kernel)
+
+
+def attention_flops(config: LlamaConfig, length: int) -> float:
+    """A causal training pass over one row: forward, backward (five matmuls to its two), and the
+    forward again where the remat policy does not keep its result."""
+    forward = 2 * length**2 * config.heads * config.head_dim * config.depth
+    again = 1.0 if config.remat in ("full", "dots") else 0.0
+    return forward * (1.0 + 2.5 + again)

@@ -1,0 +1,66 @@
+"""Two real processes of four devices do what one process of eight does."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import stages
+from lavit_jax.errors import UserError
+from lavit_jax.parallel import start
+from lavit_jax.parallel.mesh import make_mesh
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.subprocess
+def test_two_processes_of_four_devices_equal_one_of_eight(tmp_path):
+    out, port = tmp_path / "found.npz", free_port()
+    running = []
+    for index in range(2):
+        env = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            "JAX_ENABLE_COMPILATION_CACHE": "false",
+            start.COORDINATOR: f"localhost:{port}",
+            start.COUNT: "2",
+            start.INDEX: str(index),
+        }
+        command = [sys.executable, str(TESTS / "parallel" / "process.py"), str(out)]
+        running.append(
+            subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        )
+    said = [process.communicate(timeout=600)[0].decode() for process in running]
+    assert [process.returncode for process in running] == [0, 0], "\n".join(said)
+    found = np.load(out)
+    assert (found["processes"], found["devices"]) == (2, 8)
+    for stage in ("tokenizer", "unified"):
+        loss, gradients = stages.loss_and_gradients(stage, make_mesh(data=2, fsdp=4))
+        assert abs(float(found[f"{stage}/loss"]) - loss) < 1e-5
+        for number, leaf in enumerate(jax.tree.leaves(gradients)):
+            np.testing.assert_allclose(found[f"{stage}/{number}"], leaf, atol=1e-5)
+
+
+def test_a_process_number_past_the_count_is_a_mistake(monkeypatch):
+    for name, value in ((start.COORDINATOR, "localhost:1"), (start.COUNT, "2"), (start.INDEX, "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="LAVIT_PROCESS=2 must be below LAVIT_PROCESSES=2"):
+        start.start()
+
+
+def test_a_coordinator_without_a_count_is_a_mistake(monkeypatch):
+    monkeypatch.setenv(start.COORDINATOR, "localhost:1")
+    with pytest.raises(UserError, match="LAVIT_PROCESSES must be a whole number, got ''"):
+        start.start()

@@ -1,0 +1,44 @@
+"""Product names of TPU slices."""
+
+import pytest
+
+from lavit_jax.errors import UserError
+from lavit_jax.parallel import topology
+
+
+@pytest.mark.parametrize(
+    ("name", "libtpu", "chips"),
+    [
+        ("v5p-128", "v5p:4x4x4", 64),
+        ("v5p-8", "v5p:2x2x1", 4),
+        ("v5p-8192", "v5p:16x16x16", 4096),
+        ("v4-128", "v4:4x4x4", 64),
+        ("v4-64", "v4:2x4x4", 32),
+        ("v5e-256", "v5e:16x16", 256),
+        ("v5litepod-32", "v5e:4x8", 32),
+        ("v6e-256", "v6e:16x16", 256),
+        ("v5p:4x4x8", "v5p:4x4x8", 128),
+    ],
+)
+def test_product_names_become_shapes(name, libtpu, chips):
+    found = topology.parse(name)
+    assert (found.libtpu_name, found.chips) == (libtpu, chips)
+
+
+def test_slices_multiply_chips():
+    found = topology.parse("v6e-256", slices=4)
+    assert (found.chips, found.title) == (1024, "4 x v6e-256")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("h100-8", "not known: expected a product name such as v5p-128"),
+        ("v5p", "not known"),
+        ("v5p-100", "no such size; there are v5p-8, v5p-16, .*v5p-128,"),
+        ("v5e-512", "no such size; .*v5e-256$"),
+    ],
+)
+def test_other_names_are_mistakes(name, message):
+    with pytest.raises(UserError, match=message):
+        topology.parse(name)

@@ -1,0 +1,119 @@
+"""Plans of the small config, compiled for the CPU devices of the tests as if they were chips."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import pytest
+
+from lavit_jax.errors import UserError
+from lavit_jax.models import lavit
+from lavit_jax.parallel import compiled
+from lavit_jax.parallel.compiled import Memory
+from lavit_jax.parallel.topology import CHIPS, Topology
+from lavit_jax.planning import jobs, lengths, plan, search, table
+from tiny import mini_config
+
+EIGHT = Topology("v5p-16", CHIPS["v5p"], (2, 2, 2))
+GENERATION = {
+    "rows": 8, "prompt": 8, "new_tokens": 8,
+    "mesh": {"slice": 1, "data": -1, "fsdp": 1, "sequence": 1, "tensor": 2},
+}  # fmt: skip
+
+
+def config():
+    made = mini_config("--config.mesh.fsdp=2", "--config.data.row_length=32")
+    made.data.images_per_row = 2
+    made.model.llm.depth = 3
+    made.generation = GENERATION
+    return made
+
+
+def job(name, settings=None):
+    return jobs.make_job(settings or config(), name, EIGHT, jax.devices())
+
+
+@functools.cache
+def planned(name):
+    return plan.plan(job(name), EIGHT)
+
+
+def test_layers_that_were_not_compiled_cost_what_the_second_one_does():
+    whole = job("unified")
+    straight = plan.straight(whole.modules.config, {"encoder": 2, "merger": 1, "llm": 3})
+    real = compiled.build(whole.make(lavit.build_modules(straight)), whole.mesh)
+    expected = compiled.cost(real, whole.mesh)
+    assert planned("unified").cost.flops == pytest.approx(expected.flops, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["encoder", "quantize", "unified", "prefill", "decode"])
+def test_a_plan_says_what_a_chip_holds_and_does(name):
+    found = planned(name)
+    assert found.memory.peak >= found.params > 0
+    assert found.cost.flops > 0
+    assert found.seconds > 0
+    assert found.fits
+    assert (found.optimizer > 0) == (name not in jobs.PARTS)
+    document = json.loads(json.dumps(plan.to_json(found)))
+    assert document["mesh"]["slice"] == 1
+    assert document["collectives"]
+    assert ("MFU bound", f"{found.mfu:.1%}") in table.rows(found)
+
+
+def test_parameters_are_split_over_fsdp():
+    alone = config()
+    alone.mesh = {**alone.mesh, "data": 8, "fsdp": 1}
+    one = compiled.shard_bytes(job("unified", alone).make(job("unified").modules).args[0].params)
+    two = compiled.shard_bytes(job("unified").make(job("unified").modules).args[0].params)
+    assert two < 0.6 * one
+
+
+def test_a_plan_that_does_not_fit_says_what_would():
+    found = planned("unified")
+    full = Memory(int(20e9), int(100e9), int(120e9))
+    settings = {"rows_per_chip": 4}
+    large = dataclasses.replace(
+        found, memory=full, job=dataclasses.replace(found.job, settings=settings)
+    )
+    with pytest.raises(UserError, match=r"needs 120.0 GB of 95 GB .*: 2 rows a chip instead of 4"):
+        plan.check_fits([found, large])
+    held = dataclasses.replace(large, memory=Memory(int(100e9), 0, int(120e9)))
+    with pytest.raises(UserError, match=r"3 times as many chips along config.mesh.fsdp would fit"):
+        plan.check_fits([held])
+
+
+def test_a_batch_that_does_not_divide_the_mesh_says_what_would_fit():
+    wrong = config()
+    wrong.phases.unified.batch_size = 12
+    with pytest.raises(UserError, match=r"batch_size=12 does not divide over 8 .*=16 would fit"):
+        job("unified", wrong)
+
+
+def test_rows_of_generation_that_do_not_divide_say_what_would_fit():
+    wrong = config()
+    wrong.generation.rows = 7
+    with pytest.raises(UserError, match=r"rows=7 does not divide over 4 devices .*rows=4 would"):
+        job("decode", wrong)
+
+
+def test_an_unknown_phase_names_those_there_are():
+    with pytest.raises(UserError, match="--phase drawing: the config has encoder, .*decode"):
+        job("drawing")
+
+
+def test_a_search_ranks_what_fits_by_useful_tokens():
+    tried = [search.Candidate(1, 1, "full"), search.Candidate(2, 2, "context")]
+    said = []
+    found = search.search(config(), "unified", EIGHT, jax.devices(), said.append, tried)
+    rates = [plan_.job.workload.tokens / plan_.seconds for plan_ in found]
+    assert len(said) == len(found) == 2
+    assert rates == sorted(rates, reverse=True)
+    assert {plan_.job.mesh.shape["tensor"] for plan_ in found} == {1, 2}
+
+
+def test_nine_tenths_of_packed_rows_are_useful_at_published_lengths():
+    mixture = (("image_text", 0.45), ("text_image", 0.5), ("text", 0.05))
+    useful, seen = lengths.useful_share(mixture, patches=256, tokens=2048, images=10)
+    assert useful >= 0.9
+    assert 0.5 < seen <= 1
