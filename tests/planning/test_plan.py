@@ -50,7 +50,9 @@ def test_layers_that_were_not_compiled_cost_what_the_second_one_does():
 @pytest.mark.parametrize("name", ["encoder", "quantize", "unified", "prefill", "decode"])
 def test_a_plan_says_what_a_chip_holds_and_does(name):
     found = planned(name)
-    assert found.memory.peak >= found.params > 0
+    assert found.params > 0
+    # Generation's programs do not take the weights that they never read.
+    assert found.memory.peak >= (0.5 if name in jobs.PARTS else 1) * found.params
     assert found.cost.flops > 0
     assert found.seconds > 0
     assert found.fits
