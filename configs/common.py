@@ -64,6 +64,7 @@ def data() -> ConfigDict:
                 "shift": 0.06,  # of the side, either way
                 "scale": 0.1,  # relative, either way
                 "background": 0.5,  # share of pictures on a light colour instead of white
+                "blur": 0.4,  # share of stage zero's pictures without their fine detail
             },
         }
     )

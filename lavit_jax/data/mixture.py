@@ -68,11 +68,12 @@ class ExampleMaker:
         return layout.image_text(self._special, condition, self._cut(caption, condition.kept))
 
     def text_image(self, picture: int, rng: np.random.Generator) -> Example:
-        """[text, image]; the text is dropped now and then, for guidance (ours, SPEC 8)."""
+        """[text, plain image]; the text is dropped now and then, for guidance (ours, SPEC 8)."""
         caption = self._caption(picture, rng)
         if rng.random() < self._text_drop:
             caption = []
-        codes = self._ids.codes(self._image(picture, rng))
+        # Augmented variants are pictures nobody asks for: background and place are chance.
+        codes = self._ids.codes(picture * self._variants)
         return layout.text_image(self._special, self._cut(caption, len(codes)), codes)
 
     def text(self, picture: int, rng: np.random.Generator) -> Example:

@@ -198,7 +198,7 @@ def pair_batches(
         record = records[index]
         ids = text.encode(choose_caption(record["captions"], rng, share))
         return {
-            "images": _augmented(record, rng, augment, size),
+            "images": image_data.soften(_augmented(record, rng, augment, size), rng, augment),
             "text": ended(ids, text_length),
             "index": np.array(index, np.int32),
         }

@@ -259,6 +259,26 @@ def test_a_shifted_picture_moves_by_what_the_config_allows(seed):
     assert tuple(moved[0, 0]) == WHITE
 
 
+def test_a_softened_picture_keeps_its_colours_and_loses_its_edges():
+    image, _ = disc()
+    soft = images.soften(image, np.random.default_rng(0), AugmentConfig(blur=1.0))
+    assert soft.shape == image.shape
+    np.testing.assert_allclose(soft.mean((0, 1)), image.mean((0, 1)), atol=2)
+
+    def edges(picture):
+        return np.abs(np.diff(picture.astype(int), axis=0)).max()
+
+    assert edges(soft) < 0.7 * edges(image)
+
+
+def test_pictures_are_softened_as_often_as_the_config_says():
+    image, _ = disc()
+    rng, config = np.random.default_rng(0), AugmentConfig(blur=0.3)
+    changed = [(images.soften(image, rng, config) != image).any() for _ in range(500)]
+    assert abs(np.mean(changed) - 0.3) < 0.07
+    assert not (images.soften(image, rng, AugmentConfig()) != image).any()
+
+
 def test_augmentation_settings_are_checked():
     with pytest.raises(UserError, match=r"config\.data\.augment\.shift"):
         AugmentConfig(shift=2.0)
