@@ -114,7 +114,15 @@ def ours(size: str) -> Callable[[np.ndarray, int], dict[str, Callable[[], np.nda
 
         stop = jnp.full(ids.shape[0], IMAGE_END)
         return generate.generate(
-            llm, params, prompt(ids), settings, banned, stop, keys, unconditional=prompt(start)
+            llm,
+            params,
+            prompt(ids),
+            settings,
+            banned,
+            stop,
+            keys,
+            unconditional=prompt(start),
+            first=IMAGE_END,
         ).ids_BM
 
     def decoders(prompts: np.ndarray, new: int) -> dict[str, Callable[[], np.ndarray]]:

@@ -51,7 +51,7 @@ def run(llm: Llama, params: Params, *args: Any, method: str) -> Any:
 
 
 def prefill(
-    llm: Llama, params: Params, prompt: Prompt, room: int
+    llm: Llama, params: Params, prompt: Prompt, room: int, first: int = 0
 ) -> tuple[Float[Array, "R V"], Context]:
     """Reads whole prompts.
 
@@ -60,6 +60,7 @@ def prefill(
       params: its parameters.
       prompt: what to read.
       room: how many more tokens the context will take.
+      first: ids before this one are not scored.
 
     Returns:
       Scores of each row's first new token, float32, and the context to go on from.
@@ -79,15 +80,15 @@ def prefill(
         llama.empty_cache(llm.config, rows, total),
         method="hidden",
     )
-    logits = run(llm, params, hidden[:, -1], method="logits")
+    logits = run(llm, params, hidden[:, -1], first, method="logits")
     gaps = places - prompt.mask_RS.sum(axis=1)
     return logits, Context(cache, readable, gaps, jnp.asarray(places))
 
 
 def extend(
-    llm: Llama, params: Params, context: Context, ids_R: Int[Array, "R"]
+    llm: Llama, params: Params, context: Context, ids_R: Int[Array, "R"], first: int = 0
 ) -> tuple[Float[Array, "R V"], Context]:
-    """Reads one more token of every row; scores of the next, float32."""
+    """Reads one more token of every row; scores of the next, from id `first` on, float32."""
     embeds = run(llm, params, ids_R[:, None], method="embed")
     here = context.filled
     seen = jnp.arange(context.readable_RT.shape[1]) <= here
@@ -101,7 +102,7 @@ def extend(
         here,
         method="hidden",
     )
-    logits = run(llm, params, hidden[:, 0], method="logits")
+    logits = run(llm, params, hidden[:, 0], first, method="logits")
     return logits, context._replace(cache=cache, filled=here + 1)
 
 

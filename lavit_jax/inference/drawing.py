@@ -137,6 +137,9 @@ def sample_codes(
     keys = jax.vmap(lambda row, number: fold(fold(root, row), number))
     least, most = _bounds(engine, options)
     banned = banned_ids(engine.modules, text=False, first_text=options.first_suppressed)
+    # With all text and [IMG] suppressed [/IMG] is the first id there is.
+    whole = options.first_suppressed > 0 or options.repetition_penalty != 1
+    first = 0 if whole else engine.special.image_end
     scales = [options.mixed_guidance if p.mixed else options.guidance for p in prompts]
     codes: list[np.ndarray] = []
     for start in range(0, len(jobs), ROWS):
@@ -164,6 +167,7 @@ def sample_codes(
             jnp.full(height, engine.special.image_end),
             keys(filled[:, 0], filled[:, 1]),
             jnp.full((height, 1), engine.special.image_start),
+            first=first,
         )
         ids_RM, lengths_R = jax.device_get(found)
         for row in range(len(part)):

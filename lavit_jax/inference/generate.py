@@ -76,6 +76,7 @@ def generate(
     stop_B: Int[Array, "B"],
     keys_B: Key[Array, "B"],
     unconditional: Prompt | None = None,
+    first: int = 0,
 ) -> Generated:
     """Continues prompts until each row's stop id, or `config.max_new` tokens.
 
@@ -92,16 +93,21 @@ def generate(
       keys_B: randomness of each row; unused when greedy.
       unconditional: B prompts of the branch that guidance leads away from, of lengths of their
         own; read only when `config.guidance` is given.
+      first: ids before this one are never chosen, nor scored, which saves time. A row's guided
+        scores then lack a constant, which changes no choice.
 
     Raises:
-      ValueError: guidance without `unconditional`.
+      ValueError: guidance without `unconditional`; `first` with a repetition penalty, which is not
+        indifferent to such a constant.
     """
     guided = config.guidance is not None
     if guided and unconditional is None:
         raise ValueError("config.guidance needs the unconditional prompts")
+    if first and config.repetition_penalty is not None:
+        raise ValueError("a repetition penalty needs the scores of all ids")
     rows, real_B = stop_B.shape[0], prompt.mask_RS.any(axis=1)
     both = decoding.stack(prompt, unconditional) if guided and unconditional else prompt
-    first_RV, context = decoding.prefill(llm, params, both, config.max_new - 1)
+    first_RV, context = decoding.prefill(llm, params, both, config.max_new - 1, first)
     seen = None
     if config.repetition_penalty is not None:
         seen = jnp.zeros((rows, banned_V.shape[0]), bool)
@@ -115,8 +121,9 @@ def generate(
     )
 
     def choose(state: _State, logits_RV: Array) -> _State:
-        scores = next_scores(config, logits_RV, state.step, state.seen_BV, banned_V, stop_B)
-        return _write(state, _pick(config, scores, keys_B, state.step), stop_B)
+        seen, banned = state.seen_BV, banned_V[first:]
+        scores = next_scores(config, logits_RV, state.step, seen, banned, stop_B - first)
+        return _write(state, _pick(config, scores, keys_B, state.step) + first, stop_B)
 
     def unfinished(state: _State) -> Array:
         return (state.step < config.max_new) & ~state.done_B.all()
@@ -124,7 +131,7 @@ def generate(
     def advance(state: _State) -> _State:
         last_B = jax.lax.dynamic_index_in_dim(state.ids_BM, state.step - 1, 1, keepdims=False)
         last_R = jnp.concatenate([last_B, last_B]) if guided else last_B
-        logits_RV, context = decoding.extend(llm, params, state.context, last_R)
+        logits_RV, context = decoding.extend(llm, params, state.context, last_R, first)
         return choose(state._replace(context=context), logits_RV)
 
     state = jax.lax.while_loop(unfinished, advance, choose(state, first_RV))

@@ -41,7 +41,7 @@ class Programs:
         self.tokenize = jax.jit(self._tokenize)
         self.see = jax.jit(self._see)
         self.paint = jax.jit(self._paint)
-        self.sample = jax.jit(self._sample)
+        self.sample = jax.jit(self._sample, static_argnames="first")
         self.search = jax.jit(self._search)
         self.likelihood = jax.jit(self._likelihood, static_argnames="most")
 
@@ -106,6 +106,7 @@ class Programs:
         stop_R: Int[Array, "R"],
         keys_R: Key[Array, "R"],
         unconditional_ids_R1: Int[Array, "R 1"] | None = None,
+        first: int = 0,
     ) -> Generated:
         """Continues prompts by `generate.generate`."""
         embeds = self._prompt(params, features_BLE, image_RJ, ids_RS, feature_RS)
@@ -123,6 +124,7 @@ class Programs:
             stop_R,
             keys_R,
             unconditional=other,
+            first=first,
         )
 
     def _search(

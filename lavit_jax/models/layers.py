@@ -152,23 +152,41 @@ class RowDense(nn.Module):
     XLA:CPU multiplies matrices by copying both into tiles first; for a few rows that copy of the
     kernel takes several times as long as reading it. A sum of products is compiled to one loop that
     reads the kernel once, at the speed of memory (Ours).
+
+    Of its outputs those from `first` on are computed.
     """
 
     features: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*S D"]) -> Float[Array, "*S F"]:
+    def __call__(self, x: Float[Array, "*S D"], first: int = 0) -> Float[Array, "*S F"]:
         shape = (self.features, x.shape[-1])
         kernel = self.param("kernel", nn.initializers.lecun_normal(-1, -2), shape)
-        kernel = kernel.astype(self.dtype)
+        kernel = kernel[first:].astype(self.dtype)
         rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
         if 1 < len(rows) <= FEW_ROWS and self.dtype == jnp.float32:
             out = (kernel * rows[:, None]).sum(axis=-1)
         else:
             # One row is a matrix times a vector, which needs no tiles.
             out = jnp.dot(rows, kernel.T)
-        return out.reshape(*x.shape[:-1], self.features)
+        return out.reshape(*x.shape[:-1], len(kernel))
+
+
+class VocabHead(nn.Module):
+    """A linear layer without bias from hidden states to scores of ids.
+
+    Of its outputs those from `first` on are computed.
+    """
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*S D"], first: int = 0) -> Float[Array, "*S F"]:
+        init = with_axes(fan_in_init, "embed", "vocab")
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        return jnp.dot(x.astype(self.dtype), kernel[:, first:].astype(self.dtype))
 
 
 class LayerNorm(nn.Module):

@@ -242,12 +242,8 @@ class Llama(nn.Module):
             blocks = [FlatBlock(c) for _ in range(c.depth)]
         self.blocks = blocks
         self.norm = RMSNorm(c.norm_eps)
-        head_axes = ("embed", "vocab")
-        self.lm_head = (
-            layers.dense(c.vocab, head_axes, c.compute_dtype, use_bias=False)
-            if c.stacked
-            else layers.RowDense(c.vocab, c.compute_dtype)
-        )
+        head = layers.VocabHead if c.stacked else layers.RowDense
+        self.lm_head = head(c.vocab, c.compute_dtype)
 
     def embed(self, ids_BS: Int[Array, "B S"]) -> Float[Array, "B S E"]:
         """Token ids to embeddings in the compute dtype.
@@ -293,9 +289,9 @@ class Llama(nn.Module):
             caches.append(extended)
         return self.norm(x), tuple(caches) if cache is not None else None
 
-    def logits(self, hidden: Float[Array, "*S E"]) -> Float[Array, "*S V"]:
-        """Scores over text ids, [IMG], [/IMG] and codes, float32."""
-        return layers.widened(self.lm_head(hidden))
+    def logits(self, hidden: Float[Array, "*S E"], first: int = 0) -> Float[Array, "*S V"]:
+        """Scores of text ids, [IMG], [/IMG] and codes, those from id `first` on, float32."""
+        return layers.widened(self.lm_head(hidden, first))
 
     def __call__(
         self,

@@ -18,14 +18,22 @@ PROMPTS = [[3], [5, 6, 7, 4], [1, 8], [10, 11, 12]]
 NEW = 7
 
 
-@functools.partial(jax.jit, static_argnames="new")
-def compiled(prompt, config, banned, stops, keys, unconditional=None, new=None):
+@functools.partial(jax.jit, static_argnames="first")
+def compiled(prompt, config, banned, stops, keys, unconditional=None, first=0):
     return generation.generate(
-        lm.LLM, lm.params(), prompt, config, banned, stops, keys, unconditional=unconditional
+        lm.LLM,
+        lm.params(),
+        prompt,
+        config,
+        banned,
+        stops,
+        keys,
+        unconditional=unconditional,
+        first=first,
     )
 
 
-def generate(rows, config, banned=(), seeds=None, unconditional=None, places=None):
+def generate(rows, config, banned=(), seeds=None, unconditional=None, places=None, first=0):
     found = compiled(
         lm.prompt(rows, places),
         config,
@@ -33,6 +41,7 @@ def generate(rows, config, banned=(), seeds=None, unconditional=None, places=Non
         jnp.full(len(rows), lm.STOP),
         jax.vmap(jax.random.key)(jnp.arange(len(rows)) if seeds is None else jnp.array(seeds)),
         None if unconditional is None else lm.prompt(unconditional),
+        first=first,
     )
     ids, lengths = np.asarray(found.ids_BM), np.asarray(found.lengths_B)
     return [ids[row, : lengths[row]].tolist() for row in range(len(rows))], ids
@@ -76,6 +85,23 @@ def test_guided_greedy_decoding_equals_two_plain_models_side_by_side():
 def test_guidance_of_one_is_no_guidance():
     guided, _ = generate(PROMPTS, SamplingConfig(NEW, guidance=1.0), unconditional=[[9]] * 4)
     assert guided == generate(PROMPTS, SamplingConfig(NEW))[0]
+
+
+@pytest.mark.parametrize("config", [
+    SamplingConfig(NEW),
+    SamplingConfig(NEW, guidance=3.0),
+    SamplingConfig(NEW, temperature=1.5, top_k=4, top_p=0.9, guidance=2.0),
+])  # fmt: skip
+def test_ids_before_the_first_need_no_scores(config):
+    first, others = lm.STOP, None if config.guidance is None else [[9]] * 4
+    banned = range(first)
+    narrow = generate(PROMPTS, config, unconditional=others, first=first)
+    assert narrow[0] == generate(PROMPTS, config, banned, unconditional=others)[0]
+
+
+def test_a_repetition_penalty_needs_all_scores():
+    with pytest.raises(ValueError, match="needs the scores of all ids"):
+        generate(PROMPTS, SamplingConfig(NEW, repetition_penalty=2.0), first=2)
 
 
 def test_guidance_needs_its_other_branch():
