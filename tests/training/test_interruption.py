@@ -11,7 +11,7 @@ def test_a_signal_is_remembered_and_work_goes_on():
     with Interruption() as interruption:
         interruption.stop_if_requested()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert interruption.requested
+        assert interruption.requested()
         assert interruption.name == "SIGTERM"
 
 

@@ -60,7 +60,7 @@ def test_every_step_has_noise_of_its_own_that_the_step_number_decides():
 
 def test_metrics_have_loss_gradient_norm_and_the_objectives_own():
     _, metrics = stepped()
-    assert set(metrics[0]) == {"loss", "grad_norm", "noise"}
+    assert set(metrics[0]) == {"loss", "grad_norm", "skipped", "noise"}
 
 
 def test_the_gradient_norm_is_of_trained_modules_before_clipping():
