@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def batches_logged(path: Path) -> Iterator[None]:
         step_fn = compiled_step(run, phase)
 
         def step(state: Any, batch: Any) -> Any:
-            _log(path, int(state.step) + 1, {k: np.asarray(v) for k, v in batch.items()})
+            _log(path, int(state.step) + 1, batch)
             return step_fn(state, batch)
 
         return step
@@ -61,14 +61,20 @@ def batches_logged(path: Path) -> Iterator[None]:
         phase_start.compiled_step = compiled_step
 
 
-def _log(path: Path, step: int, batch: dict[str, np.ndarray]) -> None:
-    """The step, a digest of all it reads, and where in the data set that is, where batches say."""
+def digest_of(batch: Mapping[str, Any]) -> int:
+    """A checksum of all that a step reads."""
     digest = 0
     for name in sorted(batch):
         digest = zlib.crc32(np.ascontiguousarray(batch[name]).tobytes(), digest)
-    index = batch["index"].tolist() if "index" in batch else None
+    return digest
+
+
+def _log(path: Path, step: int, batch: Mapping[str, Any]) -> None:
+    """The step, the digest of its batch, and the examples' places in the data set if it has them."""
+    index = np.asarray(batch["index"]).tolist() if "index" in batch else None
     with path.open("a") as file:
-        file.write(json.dumps({"step": step, "digest": digest, "index": index}) + "\n")
+        record = {"step": step, "digest": digest_of(batch), "index": index}
+        file.write(json.dumps(record) + "\n")
 
 
 def examples_seen(path: Path) -> dict[int, Any]:

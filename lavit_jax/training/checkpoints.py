@@ -53,29 +53,23 @@ class Checkpoints:
           phase_of: from a step to its phase, for the policy.
         """
         self.directory = directory
+        self._preservation = _Preservation(directory, policy, phase_of)
         self._manager = _manager(
             directory,
-            preservation_policy=_Preservation(policy, phase_of),
+            preservation_policy=self._preservation,
             create=True,
             cleanup_tmp_directories=True,
         )
         self._closing = threading.Event()
         self._summing: threading.Thread | None = None
 
-    def save(
-        self,
-        step: int,
-        state: Any,
-        position: Position,
-        metrics: Mapping[str, float] | None = None,
-    ) -> None:
+    def save(self, step: int, state: Any, position: Position) -> None:
         """Starts saving.
 
         Args:
           step: the checkpoint's number.
           state: arrays.
-          position: JSON: global step and data iterator state.
-          metrics: what the policy may choose by.
+          position: JSON: global step, data iterator state, and "metrics" to choose the best by.
 
         Raises:
           UserError: the directory is gone, or this or an earlier save cannot be written.
@@ -83,13 +77,13 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         self._check_directory()
+        self._preservation.metrics[step] = position.get("metrics", {})
         self._guarded(
             lambda: self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)
                 ),
-                metrics=dict(metrics or {}),
             )
         )
         self._join()
@@ -169,8 +163,8 @@ class Checkpoints:
         except Exception as error:
             self._closing.set()
             self._check_directory()
-            good = [str(step) for step in self.steps()[-1:]]
-            left = f"; step {good[0]} is the newest that is whole" if good else ""
+            whole = saved_steps(self.directory)[-1:]
+            left = f"; step {whole[0]} is the newest that is whole" if whole else ""
             raise UserError(f"cannot save to {self.directory}: {_cause(error)}{left}") from error
 
     def _sum(self, step: int) -> None:
@@ -190,19 +184,30 @@ class Checkpoints:
             self._summing.join()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Preservation:
     """A policy as orbax asks for it."""
 
+    directory: Path
     policy: Policy
     phase_of: PhaseOf
+    metrics: dict[int, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        facts = [
-            Facts(each.step, self.phase_of(each.step), each.metrics or {}) for each in checkpoints
-        ]
-        stay = kept(facts, self.policy)
-        return [each.step in stay for each in checkpoints]
+        steps = [each.step for each in checkpoints]
+        for step in steps:
+            if step not in self.metrics:
+                self.metrics[step] = read_means(self.directory / str(step))
+        stay = kept([Facts(n, self.phase_of(n), self.metrics[n]) for n in steps], self.policy)
+        return [step in stay for step in steps]
+
+
+def read_means(folder: Path) -> dict[str, float]:
+    """The metrics a checkpoint was saved with; none where they cannot be read."""
+    try:
+        return dict(json.loads((folder / "position" / "metadata").read_text())["metrics"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def read_latest(directory: Path, abstract: Abstract) -> Saved | None:
@@ -248,14 +253,20 @@ def read_step(directory: Path, step: int, abstract: Abstract) -> Saved:
         manager.close()
 
 
+def saved_steps(directory: Path) -> list[int]:
+    """Steps of checkpoints, readable or not, oldest first; one still being written is none."""
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    return sorted(int(name) for name in names if name.isdigit())
+
+
 def any_saved(directory: Path) -> bool:
     """Whether there is a checkpoint, readable or not; one that is still being written is none."""
-    return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
+    return bool(saved_steps(directory))
 
 
 def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:
-    # Orbax tells every detail through absl; errors are enough here.
-    logging.set_verbosity(logging.ERROR)
+    # Orbax tells every detail through absl; what it raises is enough here.
+    logging.set_verbosity(logging.FATAL)
     return ocp.CheckpointManager(
         directory.absolute(), options=ocp.CheckpointManagerOptions(**options)
     )

@@ -152,8 +152,13 @@ class _Session:
         recorder.flush()
         with self._goodput.spending("checkpoint"):
             self._writer.flush()
-            position = {"step": self._step, "data": data.get_state(), "rewinds": self.rewinds}
-            self._checkpoints.save(self._step, current, position, recorder.means())
+            position = {
+                "step": self._step,
+                "data": data.get_state(),
+                "rewinds": self.rewinds,
+                "metrics": recorder.means(),
+            }
+            self._checkpoints.save(self._step, current, position)
             self._launch.update(self._step, self._goodput.seconds())
 
     def _give_up_if_useless(self, recorder: Recorder, current: TrainState, data: Batches) -> None:
