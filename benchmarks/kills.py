@@ -70,7 +70,7 @@ def digest_of(batch: Mapping[str, Any]) -> int:
 
 
 def _log(path: Path, step: int, batch: Mapping[str, Any]) -> None:
-    """The step, the digest of its batch, and the examples' places in the data set if it has them."""
+    """The step, its batch's digest, and the places in the data set where the batch has them."""
     index = np.asarray(batch["index"]).tolist() if "index" in batch else None
     with path.open("a") as file:
         record = {"step": step, "digest": digest_of(batch), "index": index}
