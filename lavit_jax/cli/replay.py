@@ -1,4 +1,4 @@
-"""Look into a step that broke: which loss or gradient is not finite.
+"""Say which loss or gradient of a broken step is not finite.
 
 A run that gives up on broken steps stores the last one's batch in WORKDIR/bad_batches.
 """
