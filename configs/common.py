@@ -76,7 +76,16 @@ def run() -> ConfigDict:
         {
             "checkpoint": {
                 "every": 200,  # steps
-                "keep": 2,  # newest checkpoints kept
+                # What stays; each phase's last checkpoint does besides.
+                "keep": 2,  # the newest
+                "keep_every": 0,  # those whose step this divides; 0: none
+                "keep_best": "",  # of each phase by this metric, such as "loss"; "": none
+            },
+            "health": {
+                "max_skipped": 10,  # steps in a row with broken gradients, then it stops; 2 or more
+                "spike": 10.0,  # deviations above recent losses that are told; 0: never look
+                "rewinds": 0,  # times a run goes back before a spike and past its data
+                "hang_seconds": 1800.0,  # without a step until all stacks are dumped; 0: never
             },
             "log": {
                 "every": 10,  # steps between console and TensorBoard lines

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,11 @@ from lavit_jax.inference import api
 from lavit_jax.report import galleries
 from lavit_jax.report.data import Gallery, ReportData, twemoji_bars
 from lavit_jax.report.html import write_report
+from lavit_jax.training import goodput, launches
 from lavit_jax.training.metrics import read_metrics
 from lavit_jax.training.run import claim_workdir, train
 
 SHOWN = 48  # cards of a gallery at most
-PACKAGES = ("lavit_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def run(workdir: Path, spec: str, overrides: Sequence[str] = ()) -> Path:
@@ -90,7 +89,7 @@ def run(workdir: Path, spec: str, overrides: Sequence[str] = ()) -> Path:
                 code_counts_K=found.code_counts_K,
                 galleries=shown,
                 config=config.to_dict(),
-                facts=_facts(config, splits[0]),
+                facts=_facts(config, splits[0], workdir),
             ),
         )
 
@@ -157,12 +156,13 @@ def _galleries(
     )
 
 
-def _facts(config: ConfigDict, train: Pictures) -> dict[str, str]:
+def _facts(config: ConfigDict, train: Pictures, workdir: Path) -> dict[str, str]:
     device = jax.devices()[0]
     return {
         "devices": f"{jax.device_count()} x {device.device_kind}",
         "training pictures": str(len(train.examples)),
         "training steps": str(sum(config.phases[name].steps for name in config.schedule)),
+        "training time": goodput.describe(launches.total_seconds(workdir)),
         "Python": platform.python_version(),
-        **{name: metadata.version(name) for name in PACKAGES},
+        **launches.versions(),
     }

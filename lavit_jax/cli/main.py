@@ -12,6 +12,7 @@ from lavit_jax import allocator
 from lavit_jax.cli import (
     answer,
     caption,
+    checkpoints,
     convert,
     data,
     draw,
@@ -19,6 +20,7 @@ from lavit_jax.cli import (
     plan,
     quickstart,
     reconstruct,
+    replay,
     score,
     tokenize,
     tokenize_dataset,
@@ -30,6 +32,8 @@ from lavit_jax.cli.common import Command
 COMMANDS: tuple[Command, ...] = (
     quickstart,
     train,
+    checkpoints,
+    replay,
     tokenize,
     reconstruct,
     caption,

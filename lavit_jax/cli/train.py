@@ -42,11 +42,15 @@ def run(args: argparse.Namespace) -> None:
     from lavit_jax.config import load_config
 
     config = load_config(args.config, args.overrides)
+    from lavit_jax.cli.main import one_line
+    from lavit_jax.parallel.peers import ending_together
     from lavit_jax.parallel.start import start
+    from lavit_jax.training.goodput import process_start
     from lavit_jax.training.run import train
 
     start()
-    train(config, args.workdir)
+    with ending_together(one_line):
+        train(config, args.workdir, process_start())
     if config.get("start_from"):
         from lavit_jax import pixel_report
 

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
-from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from lavit_jax.errors import UserError
+from lavit_jax.training import checksums
+from lavit_jax.training.retention import Facts, Policy, kept
 
 Position = dict[str, Any]
 Abstract = Callable[[Position], Any]
+PhaseOf = Callable[[int], str]
+
+COMMIT_POLL_SECONDS = 0.05
 
 
 class Saved(NamedTuple):
@@ -32,31 +39,56 @@ class Saved(NamedTuple):
 class Checkpoints:
     """Those of a run that trains, numbered by global step; complete or absent.
 
-    Saves run in the background; orbax writes aside and renames. The last checkpoint of each
-    phase is kept besides the newest ones.
+    Saves run in the background: orbax writes aside and renames, then checksums are stored.
     """
 
-    def __init__(self, directory: Path, keep: int, milestones: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, directory: Path, policy: Policy, phase_of: PhaseOf = lambda step: ""
+    ) -> None:
+        """Makes the directory and takes away what killed saves left there.
+
+        Args:
+          directory: for the checkpoints.
+          policy: which of them stay.
+          phase_of: from a step to its phase, for the policy.
+        """
         self.directory = directory
+        self._preservation = _Preservation(directory, policy, phase_of)
         self._manager = _manager(
             directory,
-            preservation_policy=policies.AnyPreservationPolicy(
-                [policies.LatestN(keep), policies.CustomSteps(milestones)]
-            ),
+            preservation_policy=self._preservation,
             create=True,
             cleanup_tmp_directories=True,
         )
+        self._closing = threading.Event()
+        self._summing: threading.Thread | None = None
 
     def save(self, step: int, state: Any, position: Position) -> None:
-        """Starts saving; `position` is JSON: global step and data iterator state."""
+        """Starts saving.
+
+        Args:
+          step: the checkpoint's number.
+          state: arrays.
+          position: JSON: global step, data iterator state, and "metrics" to choose the best by.
+
+        Raises:
+          UserError: the directory is gone, or this or an earlier save cannot be written.
+        """
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)
-            ),
+        self._check_directory()
+        self._preservation.metrics[step] = position.get("metrics", {})
+        self._guarded(
+            lambda: self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)
+                ),
+            )
         )
+        self._join()
+        self._summing = threading.Thread(target=self._sum, args=(step,), daemon=True)
+        self._summing.start()
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first."""
@@ -82,6 +114,16 @@ class Checkpoints:
             self._manager.reload()
         return found
 
+    def go_back(self, step: int, abstract: Abstract) -> Saved:
+        """Restores an older checkpoint and takes away those after it."""
+        self.wait()
+        found = _restore(self._manager, step, abstract)
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
+        self._manager.wait_until_finished()
+        return found
+
     def _set_aside(self, step: int) -> None:
         damaged = self.directory / str(step)
         names = [f"{step}.damaged", *(f"{step}.damaged-{count}" for count in range(2, 1000))]
@@ -90,13 +132,82 @@ class Checkpoints:
         _tell(f"warning: set aside as {aside}")
 
     def wait(self) -> None:
-        """Blocks until every save is on disk."""
-        self._manager.wait_until_finished()
+        """Blocks until every save is on disk with its checksums.
+
+        Raises:
+          UserError: one could not be written.
+        """
+        self._guarded(self._manager.wait_until_finished)
+        self._join()
 
     def close(self) -> None:
-        """Blocks until every save is on disk; nothing can be saved afterwards."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Blocks until every save is on disk; nothing can be saved afterwards.
+
+        Raises:
+          UserError: one could not be written.
+        """
+        try:
+            self.wait()
+            self._guarded(self._manager.close)
+        finally:
+            self._closing.set()
+
+    def _check_directory(self) -> None:
+        if not self.directory.is_dir():
+            raise UserError(f"cannot save: {self.directory} has vanished")
+
+    def _guarded(self, work: Callable[[], Any]) -> None:
+        """Does what writes; whatever orbax raises when that fails becomes one line."""
+        try:
+            work()
+        except Exception as error:
+            self._closing.set()
+            self._check_directory()
+            whole = saved_steps(self.directory)[-1:]
+            left = f"; step {whole[0]} is the newest that is whole" if whole else ""
+            raise UserError(f"cannot save to {self.directory}: {_cause(error)}{left}") from error
+
+    def _sum(self, step: int) -> None:
+        """Waits until a save is complete, then stores this process's part of its checksums."""
+        folder = self.directory / str(step)
+        while not folder.is_dir():
+            if self._closing.wait(COMMIT_POLL_SECONDS):
+                return
+        try:
+            checksums.write(folder, jax.process_index(), jax.process_count())
+        except OSError as error:  # the checkpoint is whole, or pruned by now
+            if folder.is_dir():
+                _tell(f"warning: no checksums of {folder}: {_reason(error)}")
+
+    def _join(self) -> None:
+        if self._summing is not None:
+            self._summing.join()
+
+
+@dataclasses.dataclass
+class _Preservation:
+    """A policy as orbax asks for it."""
+
+    directory: Path
+    policy: Policy
+    phase_of: PhaseOf
+    metrics: dict[int, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        steps = [each.step for each in checkpoints]
+        for step in steps:
+            if step not in self.metrics:
+                self.metrics[step] = read_means(self.directory / str(step))
+        stay = kept([Facts(n, self.phase_of(n), self.metrics[n]) for n in steps], self.policy)
+        return [step in stay for step in steps]
+
+
+def read_means(folder: Path) -> dict[str, float]:
+    """The metrics a checkpoint was saved with; none where they cannot be read."""
+    try:
+        return dict(json.loads((folder / "position" / "metadata").read_text())["metrics"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def read_latest(directory: Path, abstract: Abstract) -> Saved | None:
@@ -120,14 +231,42 @@ def read_latest(directory: Path, abstract: Abstract) -> Saved | None:
         manager.close()
 
 
+def read_step(directory: Path, step: int, abstract: Abstract) -> Saved:
+    """One checkpoint; never changes the directory.
+
+    Args:
+      directory: with checkpoints.
+      step: which.
+      abstract: see `read_latest`.
+
+    Raises:
+      UserError: it is not there or cannot be read.
+    """
+    if not (directory / str(step)).is_dir():
+        raise UserError(f"{directory} has no checkpoint of step {step}")
+    manager = _manager(directory, read_only=True, create=False, save_interval_steps=0)
+    try:
+        return _restore(manager, step, abstract)
+    except Exception as error:  # whatever a damaged file makes orbax raise
+        raise UserError(f"{directory / str(step)} cannot be read ({_reason(error)})") from error
+    finally:
+        manager.close()
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """Steps of checkpoints, readable or not, oldest first; one still being written is none."""
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    return sorted(int(name) for name in names if name.isdigit())
+
+
 def any_saved(directory: Path) -> bool:
     """Whether there is a checkpoint, readable or not; one that is still being written is none."""
-    return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
+    return bool(saved_steps(directory))
 
 
 def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:
-    # Orbax tells every detail through absl; errors are enough here.
-    logging.set_verbosity(logging.ERROR)
+    # Orbax tells every detail through absl; what it raises is enough here.
+    logging.set_verbosity(logging.FATAL)
     return ocp.CheckpointManager(
         directory.absolute(), options=ocp.CheckpointManagerOptions(**options)
     )
@@ -140,6 +279,7 @@ def _newest_readable(
     while left := set(manager.all_steps()) - failed:
         step = max(left)
         try:
+            _check_sums(directory / str(step))
             return _restore(manager, step, abstract)
         except Exception as error:  # whatever a damaged file makes orbax raise
             failed.add(step)
@@ -153,6 +293,16 @@ def _newest_readable(
             "away to start anew"
         )
     return None
+
+
+def _check_sums(folder: Path) -> None:
+    """Raises if files have changed; all processes agree on it."""
+    found = checksums.check(folder, jax.process_index(), jax.process_count())
+    bad = found == checksums.DAMAGED
+    if jax.process_count() > 1:
+        bad = bool(multihost_utils.process_allgather(np.array(bad)).any())
+    if bad:
+        raise ValueError("its files differ from their checksums")
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, abstract: Abstract) -> Saved:
@@ -170,6 +320,15 @@ def _tell(line: str) -> None:
 
 def _reason(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _cause(error: BaseException) -> str:
+    """The system's own words, which orbax and tensorstore wrap in theirs."""
+    text = str(error)
+    for number in (os.strerror(n) for n in (28, 27, 30, 13, 122, 5)):
+        if number in text:
+            return number
+    return _reason(error)
 
 
 def read_json(path: Path) -> Any:

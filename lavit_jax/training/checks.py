@@ -10,9 +10,9 @@ from lavit_jax.data import datasets, mixture, several
 from lavit_jax.data.images import AugmentConfig
 from lavit_jax.errors import UserError
 from lavit_jax.models.config import lavit_config
-from lavit_jax.training.schedule import Phase, check_count, check_number, make_schedule
+from lavit_jax.training.schedule import HUGE, Phase, check_count, check_number, make_schedule
 
-GROUPS = ("model", "data", "phases", "checkpoint", "log", "evaluation", "mesh")
+GROUPS = ("model", "data", "phases", "checkpoint", "health", "log", "evaluation", "mesh")
 COUNTS = (  # field, least
     ("seed", 0),
     ("data.text_vocab_size", 1),
@@ -23,6 +23,10 @@ COUNTS = (  # field, least
     ("data.threads", 0),
     ("checkpoint.every", 1),
     ("checkpoint.keep", 1),
+    ("checkpoint.keep_every", 0),
+    # The step after a broken one is under way when it is found; replay needs what both met.
+    ("health.max_skipped", 2),
+    ("health.rewinds", 0),
     ("log.every", 1),
     ("log.sample_every", 1),
     ("evaluation.most", 0),
@@ -44,6 +48,9 @@ def check_config(config: ConfigDict) -> tuple[Phase, ...]:
         check_count(f"config.{field}", _get(config, field), least)
     for field in SHARES:
         check_number(f"config.{field}", _get(config, field), 0.0, 1.0)
+    for field in ("health.spike", "health.hang_seconds"):
+        check_number(f"config.{field}", _get(config, field), 0.0, HUGE)
+    _get(config, "checkpoint.keep_best")
     datasets.check(config)
     mixture.check_shares(config.data.mixture)
     several.check(config)

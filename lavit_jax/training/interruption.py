@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
@@ -14,18 +15,24 @@ HANDLED = (signal.SIGTERM, signal.SIGINT)
 class Interruption:
     """Remembers a signal until the work it fell into is done.
 
-    Use as a context manager around work that asks `requested` where it can stop. A Ctrl-C after
-    the first signal stops at once. Outside the main thread signals stay as they are.
+    Use as a context manager around work that asks `requested()` where it can stop. A Ctrl-C after
+    the first signal stops at once; another SIGTERM changes nothing, up to the process's end.
+    Outside the main thread signals stay as they are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, agree: Callable[[bool], bool] = bool) -> None:
+        """Starts with nothing to remember.
+
+        Args:
+          agree: from this process's wish to stop to that of all of them; see `Agreement`.
+        """
+        self._agree = agree
         self._signal: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
-    @property
     def requested(self) -> bool:
-        """Whether to stop."""
-        return self._signal is not None
+        """Whether to stop; every process asks equally often."""
+        return self._agree(self._signal is not None)
 
     @property
     def name(self) -> str:
@@ -40,7 +47,7 @@ class Interruption:
 
     def stop_if_requested(self) -> None:
         """Ends work that has nothing to save."""
-        if self.requested:
+        if self.requested():
             self.stop()
 
     def __enter__(self) -> Interruption:
@@ -56,13 +63,16 @@ class Interruption:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._before and isinstance(error, SystemExit):
+            # On its way out with everything saved; schedulers that ask twice must not kill it.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         received = signal.Signals(number)
-        if self.requested and received is signal.SIGINT:
+        if self._signal is not None and received is signal.SIGINT:
             self._signal = received
             raise KeyboardInterrupt
-        if not self.requested:
+        if self._signal is None:
             self._signal = received
             # Not print: the signal may have come in the middle of one.
             again = "Ctrl-C again" if received is signal.SIGINT else "Ctrl-C"

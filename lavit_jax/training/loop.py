@@ -3,202 +3,205 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import time
-from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from lavit_jax.data import pipeline
 from lavit_jax.data.batches import Batches
-from lavit_jax.models import lavit
-from lavit_jax.parallel import feed, rules
+from lavit_jax.errors import UserError
+from lavit_jax.parallel import feed
 from lavit_jax.parallel.mesh import placed
-from lavit_jax.training import codebook_start, samples, starting, state, visual_cache
-from lavit_jax.training.checkpoints import Checkpoints
-from lavit_jax.training.health import Health
+from lavit_jax.training import goodput, phase_start, replay, samples
+from lavit_jax.training.agreement import Agreement
+from lavit_jax.training.checkpoints import Checkpoints, Position
+from lavit_jax.training.goodput import Goodput
 from lavit_jax.training.interruption import Interruption
+from lavit_jax.training.launches import Launch
 from lavit_jax.training.metrics import MetricWriter
-from lavit_jax.training.objectives import make_objective
-from lavit_jax.training.optimizer import make_optimizer
+from lavit_jax.training.recorder import Recorder
+from lavit_jax.training.retention import Policy
 from lavit_jax.training.run import Run, abstract_state
-from lavit_jax.training.schedule import Phase
+from lavit_jax.training.schedule import Phase, phase_at
+from lavit_jax.training.spikes import SUCCESSIVE
 from lavit_jax.training.state import TrainState
+from lavit_jax.training.watchdog import Watchdog
 
 
 def fit(run: Run) -> TrainState:
     """Runs what is left of the schedule and returns the last state.
 
     SIGTERM and Ctrl-C end it between two steps, with a checkpoint: see `interruption`.
+
+    Raises:
+      UserError: the work directory cannot be written, or too many steps in a row were skipped.
     """
     checkpoints = Checkpoints(
-        run.workdir / "checkpoints",
-        keep=run.config.checkpoint.keep,
-        milestones=tuple(phase.end for phase in run.phases),
+        run.workdir / "checkpoints", _policy(run), lambda step: phase_at(run.phases, step).name
     )
-    with Interruption() as interruption, contextlib.closing(checkpoints), placed(run.mesh):
-        found = checkpoints.restore_latest(
-            lambda place: abstract_state(
-                run.modules, run.phases, run.mesh, run.config.seed, place["step"]
-            )
-        )
+    watchdog = Watchdog(run.workdir, run.config.health.hang_seconds, jax.process_index())
+    with (
+        Interruption(Agreement(run.mesh)) as interruption,
+        contextlib.closing(checkpoints),
+        watchdog,
+        placed(run.mesh),
+    ):
+        found = checkpoints.restore_latest(lambda place: _abstract(run, place))
         done, current = (found.step, found.state) if found is not None else (0, None)
-        with MetricWriter(run.workdir, done, run.total, run.config.log.every) as writer:
-            if 0 < done < run.total:
+        if current is not None and done == run.total:
+            return current
+        first = jax.process_index() == 0
+        with MetricWriter(
+            run.workdir, done, run.total, run.config.log.every, writes=first
+        ) as writer:
+            if done:
                 writer.say(f"going on from step {done} of {run.total}")
-            session = _Session(run, checkpoints, writer, interruption)
-            for phase in run.phases:
-                if phase.end <= done:
-                    continue
-                resumed = found is not None and phase.start < done
-                if not resumed:
-                    current = _enter(run, phase, current, interruption)
-                assert current is not None
-                data = _batches(run, phase, current, interruption)
-                if resumed:
-                    assert found is not None
-                    data.set_state(found.position["data"])
-                current = session.run_phase(phase, current, data)
-        checkpoints.wait()
+            session = _Session(run, checkpoints, writer, interruption, watchdog, done)
+            with session:
+                for phase in run.phases:
+                    if phase.end <= done:
+                        continue
+                    interruption.stop_if_requested()
+                    resumed = found is not None and phase.start < done
+                    if not resumed:
+                        current = phase_start.enter(run, phase, current, interruption)
+                    assert current is not None
+                    data = phase_start.batches(run, phase, current, interruption)
+                    if resumed:
+                        assert found is not None
+                        data.set_state(found.position["data"])
+                        session.rewinds = found.position.get("rewinds", 0)
+                    current = session.run_phase(phase, current, data)
+                checkpoints.wait()
         interruption.stop_if_requested()
     assert current is not None
     return current
 
 
-@dataclasses.dataclass(frozen=True)
-class _Session:
-    """One process's part of a run: from where it went on to where it ends."""
+def _policy(run: Run) -> Policy:
+    """Which checkpoints stay: what `config.checkpoint` names, and each phase's last."""
+    wanted, ends = run.config.checkpoint, tuple(phase.end for phase in run.phases)
+    return Policy(wanted.keep, wanted.keep_every, wanted.keep_best, ends)
 
-    run: Run
-    checkpoints: Checkpoints
-    writer: MetricWriter
-    interruption: Interruption
+
+def _abstract(run: Run, place: Position) -> TrainState:
+    return abstract_state(run.modules, run.phases, run.mesh, run.config.seed, place["step"])
+
+
+class _Session:
+    """One launch's part of a run: from where it went on to where it ends.
+
+    Used as a context manager, it stores how it ended.
+
+    Attributes:
+      rewinds: how often the run went back before a loss spike.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        checkpoints: Checkpoints,
+        writer: MetricWriter,
+        interruption: Interruption,
+        watchdog: Watchdog,
+        done: int,
+    ) -> None:
+        self._run, self._checkpoints, self._writer = run, checkpoints, writer
+        self._interruption, self._watchdog = interruption, watchdog
+        self.rewinds = 0
+        self._step = done
+        self._known = done + writer.dropped  # steps up to here were done before
+        self._launch = Launch(run.workdir, run.config, run.mesh, done)
+        self._goodput = Goodput(run.started)
+        if done:
+            self._goodput.restarts()
 
     def run_phase(self, phase: Phase, current: TrainState, data: Batches) -> TrainState:
         """All steps of a phase that are left, each checkpoint after its metrics."""
-        run = self.run
-        step_fn = _compiled_step(run, phase)
-        recorder = _Recorder(run, phase, self.writer)
-        for step in range(int(current.step) + 1, phase.end + 1):
-            self.interruption.stop_if_requested()
-            current, metrics = step_fn(current, feed.to_mesh(next(data), run.mesh))
-            recorder.add(step, metrics)
-            if step % run.config.checkpoint.every == 0 or step == phase.end:
-                self._save(recorder, step, current, data)
-            if step % run.config.log.sample_every == 0 or step == phase.end:
-                samples.write(run, phase, current, step)
-            if self.interruption.requested:
-                self._save(recorder, step, current, data)
-                self.checkpoints.wait()
-                self.writer.say(f"saved at step {step} of {run.total}")
-                self.interruption.stop()
+        run, spending = self._run, self._goodput.spending
+        step_fn = self._goodput.first_call(phase_start.compiled_step(run, phase), "compile")
+        recorder = Recorder(run, phase, self._writer)
+        while (step := int(self._step)) < phase.end:
+            if (back := self._before_spike(phase, recorder)) is not None:
+                current = self._rewind(back, recorder, data)
+                recorder = Recorder(run, phase, self._writer)
+                continue
+            step += 1
+            with spending("restart" if step <= self._known else goodput.STEPS):
+                with spending("input"):
+                    batch = feed.to_mesh(next(data), run.mesh)
+                current, metrics = step_fn(current, batch)
+                self._step = step
+                recorder.add(step, metrics, batch)
+                self._watchdog.beat()
+                if recorder.skipped:  # once something is wrong, nothing runs ahead of its metrics
+                    recorder.flush()
+                    self._give_up_if_useless(recorder, current, data)
+                if step % run.config.checkpoint.every == 0 or step == phase.end:
+                    self._save(recorder, current, data)
+                if step % run.config.log.sample_every == 0 or step == phase.end:
+                    with spending("samples"):
+                        samples.write(run, phase, current, step)
+                if self._interruption.requested():
+                    self._save(recorder, current, data)
+                    self._checkpoints.wait()
+                    self._writer.say(f"saved at step {step} of {run.total}")
+                    self._interruption.stop()
         data.close()
         return current
 
-    def _save(self, recorder: _Recorder, step: int, current: TrainState, data: Batches) -> None:
+    def _save(self, recorder: Recorder, current: TrainState, data: Batches) -> None:
         recorder.flush()
-        self.writer.flush()
-        self.checkpoints.save(step, current, {"step": step, "data": data.get_state()})
+        with self._goodput.spending("checkpoint"):
+            self._writer.flush()
+            position = {
+                "step": self._step,
+                "data": data.get_state(),
+                "rewinds": self.rewinds,
+                "metrics": recorder.means(),
+            }
+            self._checkpoints.save(self._step, current, position)
+            self._launch.update(self._step, self._goodput.seconds())
 
-
-def _compiled_step(run: Run, phase: Phase) -> state.Step:
-    tx = make_optimizer(phase.config["optimizer"], phase.steps)
-    shardings = state.state_shardings(run.modules, phase.names, tx, phase.trained, run.mesh)
-    objective = make_objective(run.modules, phase.config)
-    return jax.jit(
-        state.make_step(objective, tx, phase.trained, phase.config.get("accumulate", 1)),
-        donate_argnums=0,
-        out_shardings=(shardings, rules.replicated(run.mesh)),
-    )
-
-
-class _Recorder:
-    """Writes each step's metrics once the next is under way, so that devices never wait for it."""
-
-    def __init__(self, run: Run, phase: Phase, writer: MetricWriter) -> None:
-        self._run, self._phase, self._writer = run, phase, writer
-        self._pending: tuple[int, dict[str, Any]] | None = None
-        self._health = Health()
-        self._times: list[float] = []
-
-    def add(self, step: int, metrics: dict[str, Any]) -> None:
-        self.flush()
-        self._pending = (step, metrics)
-
-    def flush(self) -> None:
-        if self._pending is None:
+    def _give_up_if_useless(self, recorder: Recorder, current: TrainState, data: Batches) -> None:
+        """Ends a run whose gradients stay broken, with the last batch and the state it met."""
+        if recorder.skipped < self._run.config.health.max_skipped:
             return
-        step, metrics = self._pending
-        self._pending = None
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self._times = [*self._times[-20:], time.monotonic()]
-        gaps = np.diff(self._times)
-        rate = 1.0 / float(np.median(gaps)) if len(gaps) else 0.0
-        left = (self._run.total - step) / rate if rate else 0.0
-        self._writer.write(step, self._phase.name, values, rate, left)
-        for warning in self._health.check(self._phase.name, step - self._phase.start, values):
-            self._writer.say(warning)
-
-
-def _enter(
-    run: Run, phase: Phase, previous: TrainState | None, interruption: Interruption
-) -> TrainState:
-    """The state at a phase's start: old parameters, new modules, a fresh optimizer."""
-    tx = make_optimizer(phase.config["optimizer"], phase.steps)
-    shardings = state.state_shardings(run.modules, phase.names, tx, phase.trained, run.mesh)
-    seed = run.config.seed
-    if previous is None:
-        fresh = jax.jit(
-            lambda: state.init_state(run.modules, phase.names, tx, phase.trained, seed),
-            out_shardings=shardings,
-        )()
-        if run.config.get("start_from"):
-            fresh = starting.begin(run, phase, fresh, tx, shardings)
-        return codebook_start.begin(run, phase, fresh, interruption)
-    missing = tuple(name for name in phase.names if name not in previous.params)
-    made: dict[str, Any] = {}
-    if missing:
-        made = jax.jit(
-            lambda: nn.meta.unbox(
-                lavit.init_params(run.modules, missing, jax.random.fold_in(jax.random.key(seed), 1))
-            ),
-            out_shardings={name: shardings.params[name] for name in missing},
-        )()
-    if "conditioner" in made and "merger" in previous.params:
-        # The language model's merger starts as a copy of the tokenizer's (SPEC 7).
-        made["conditioner"]["merger"] = jax.tree.map(jnp.copy, previous.params["merger"])
-    params = {**previous.params, **made}
-    opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(
-        {name: params[name] for name in phase.trained}
-    )
-    entered = previous.replace(params=params, opt_state=opt_state)  # type: ignore[attr-defined]
-    return codebook_start.begin(run, phase, entered, interruption)
-
-
-def _batches(run: Run, phase: Phase, current: TrainState, interruption: Interruption) -> Batches:
-    """The phase's data, from its beginning."""
-    objective, batch_size = phase.config["objective"], phase.config["batch_size"]
-    seed = run.config.seed * 1000 + phase.index
-    if objective == "contrastive":
-        length = run.modules.config.text_tower.length
-        return pipeline.pair_batches(
-            run.config, run.data_dir, run.text, batch_size, seed, text_length=length
+        assert recorder.last is not None
+        path = replay.save(self._run, self._step, recorder.last.batch)
+        self._save(recorder, current, data)
+        self._checkpoints.wait()
+        raise UserError(
+            f"stopped at step {self._step}: loss or gradients of {recorder.skipped} steps in a row "
+            f"were not finite; `lavit replay {path}` says which"
         )
-    if objective == "tokenizer":
-        return pipeline.image_batches(run.config, run.data_dir, batch_size, seed)
-    if objective == "diffusion":
-        pixels = run.modules.config.pixels
-        assert pixels is not None
-        return pipeline.pixel_batches(
-            run.config, run.data_dir, batch_size, seed, pixel_size=pixels.size
-        )
-    cache = visual_cache.load_or_build(run, current, interruption)
-    stamp = None
-    if run.config.data.sources:
-        stamp = visual_cache.full_stamp(run.config, current, run.mesh)
-    return pipeline.unified_batches(
-        run.config, run.data_dir, run.text, cache, batch_size, seed, stamp=stamp
-    )
+
+    def _before_spike(self, phase: Phase, recorder: Recorder) -> int | None:
+        """The checkpoint to go back to; None where nothing spikes or the run is not to go back."""
+        if not recorder.spike or self.rewinds >= self._run.config.health.rewinds:
+            return None
+        assert recorder.read is not None
+        sound = recorder.read - SUCCESSIVE
+        steps = [step for step in self._checkpoints.steps() if phase.start < step <= sound]
+        return max(steps, default=None)
+
+    def _rewind(self, to: int, recorder: Recorder, data: Batches) -> TrainState:
+        """The state before a spike; the data go on after it, or it would come again."""
+        if not recorder.ahead:  # so that the same data are passed over whenever metrics are read
+            next(data)
+        found = self._checkpoints.go_back(to, lambda place: _abstract(self._run, place))
+        self._writer.go_back(to)
+        self._writer.say(f"went back to step {to}, past the data since then")
+        self._known = max(self._known, self._step)
+        self.rewinds += 1
+        self._step = to
+        return found.state
+
+    def __enter__(self) -> _Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
+        stopped = kind is not None and issubclass(kind, SystemExit | KeyboardInterrupt)
+        status = "finished" if kind is None else "stopped" if stopped else "failed"
+        seconds = self._goodput.seconds()
+        with contextlib.suppress(OSError):  # a full disk has been told by then
+            self._launch.update(self._step, seconds, status)
+        self._writer.say(goodput.describe(seconds))

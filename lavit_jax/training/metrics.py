@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +25,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lavit_jax.errors import UserError
+
 # Shown on the console line, in this order, where a phase has them.
 SHOWN = (
     "loss",
@@ -35,6 +39,7 @@ SHOWN = (
     "denoise_noisy",
     "denoise_clear",
 )
+RECENT = 1000  # records that stay in memory
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -53,18 +58,30 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class MetricWriter:
     """Writes one JSON object a step; on resume drops what came after the checkpoint's step.
 
-    Use as a context manager; `total` counts the steps of the whole run.
+    Use as a context manager. Of several processes the first one writes and speaks.
+
+    Attributes:
+      dropped: records that the start dropped: steps that have to be done again.
+      recent: the last records, oldest first.
     """
 
-    def __init__(self, workdir: Path, start: int, total: int, every: int) -> None:
-        self._path = workdir / "metrics.jsonl"
-        self._truncate(start)
-        self._file = self._path.open("a", buffering=1)
-        self._every = every
-        self._board = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start + 1, write_to_disk=True
-        )
-        self._console = Console(stderr=True)
+    def __init__(
+        self, workdir: Path, start: int, total: int, every: int, *, writes: bool = True
+    ) -> None:
+        """Drops records after the start.
+
+        Args:
+          workdir: of the run.
+          start: the step it goes on from.
+          total: steps of the whole run.
+          every: steps between lines on the console and in TensorBoard.
+          writes: whether this is the process that writes; the others only remember.
+        """
+        self._workdir, self._path = workdir, workdir / "metrics.jsonl"
+        self._total, self._every, self._writes = total, every, writes
+        self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
+        self.dropped = 0
+        self._console = Console(stderr=True, quiet=not writes)
         self._live = self._console.is_terminal
         self._progress = Progress(
             SpinnerColumn(),
@@ -81,14 +98,33 @@ class MetricWriter:
         self._task = self._progress.add_task(
             "starting", total=total, completed=start, rate="", shown=""
         )
-        self._total = total
+        self._open(start)
 
-    def _truncate(self, start: int) -> None:
+    def _open(self, start: int) -> None:
         records = read_metrics(self._path)
         kept = [record for record in records if record["step"] <= start]
+        self.dropped = len(records) - len(kept)
+        self.recent.clear()
+        self.recent.extend(kept)
+        if not self._writes:
+            return
         aside = self._path.with_suffix(".tmp")
         aside.write_text("".join(json.dumps(record) + "\n" for record in kept))
         os.replace(aside, self._path)
+        self._file = self._path.open("a", buffering=1)
+        self._board = tensorboardX.SummaryWriter(
+            str(self._workdir / "tensorboard"), purge_step=start + 1, write_to_disk=True
+        )
+
+    def _close(self) -> None:
+        if self._writes:
+            self._file.close()
+            self._board.close()
+
+    def go_back(self, step: int) -> None:
+        """Drops the records after a step."""
+        self._close()
+        self._open(step)
 
     def __enter__(self) -> MetricWriter:
         self._progress.start()
@@ -101,8 +137,7 @@ class MetricWriter:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
-        self._file.close()
-        self._board.close()
+        self._close()
 
     def write(
         self, step: int, phase: str, metrics: Mapping[str, float], rate: float, left: float
@@ -116,9 +151,13 @@ class MetricWriter:
           rate: steps per second.
           left: estimated seconds to the end of the run.
         """
-        record = {"step": step, "phase": phase}
+        record: dict[str, Any] = {"step": step, "phase": phase}
         record |= {k: v if math.isfinite(v) else None for k, v in sorted(metrics.items())}
-        self._file.write(json.dumps(record) + "\n")
+        self.recent.append(record)
+        if not self._writes:
+            return
+        with self._told():
+            self._file.write(json.dumps(record) + "\n")
         shown = "  ".join(f"{k} {metrics[k]:.3f}" for k in SHOWN if k in metrics)
         self._progress.update(
             self._task,
@@ -136,8 +175,19 @@ class MetricWriter:
 
     def flush(self) -> None:
         """Puts what was written where a kill cannot reach it, as a checkpoint needs it."""
-        os.fsync(self._file.fileno())
-        self._board.flush()
+        if not self._writes:
+            return
+        with self._told():
+            os.fsync(self._file.fileno())
+            self._board.flush()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Names the file where the system's error does not."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror or error}") from error
 
     def say(self, message: str) -> None:
         """One line on the console, above the progress bar."""

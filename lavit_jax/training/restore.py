@@ -32,10 +32,16 @@ class Restored(NamedTuple):
     text: TextTokenizer
 
 
-def restore(workdir: Path) -> Restored:
-    """Reads config, text tokenizer and newest checkpoint of a work directory; changes nothing.
+class Opened(NamedTuple):
+    """What a work directory holds beside its checkpoints."""
 
-    Where a phase averages its weights, the averaged ones are given.
+    config: ConfigDict
+    modules: Modules
+    text: TextTokenizer
+
+
+def open_workdir(workdir: Path) -> Opened:
+    """Reads config and text tokenizer of a work directory; changes nothing.
 
     Raises:
       UserError: the directory is missing, was not made by `lavit train`, or has no checkpoint yet.
@@ -47,18 +53,31 @@ def restore(workdir: Path) -> Restored:
             "train one first (`lavit quickstart`) or pass --workdir"
         )
     config = ConfigDict(read_json(stored))
-    checkpoint_dir, model = workdir / "checkpoints", workdir / "text.model"
-    if not checkpoint_dir.is_dir() or not model.is_file():
+    model = workdir / "text.model"
+    if not (workdir / "checkpoints").is_dir() or not model.is_file():
         raise UserError(f"{workdir} has no checkpoint yet; let the training reach its first save")
     text = TextTokenizer(model)
-    modules = lavit.build_modules(lavit_config(config.model.to_dict(), text.vocab_size))
+    return Opened(
+        config, lavit.build_modules(lavit_config(config.model.to_dict(), text.vocab_size)), text
+    )
+
+
+def restore(workdir: Path) -> Restored:
+    """Reads config, text tokenizer and newest checkpoint of a work directory; changes nothing.
+
+    Where a phase averages its weights, the averaged ones are given.
+
+    Raises:
+      UserError: as `open_workdir`, or no checkpoint is complete.
+    """
+    config, modules, text = open_workdir(workdir)
     phases = make_schedule(config)
     mesh = make_mesh(data=len(jax.devices()))
     found = read_latest(
-        checkpoint_dir,
+        workdir / "checkpoints",
         lambda place: abstract_state(modules, phases, mesh, config.seed, place["step"]),
     )
     if found is None:
-        raise UserError(f"{checkpoint_dir} has no complete checkpoint yet")
+        raise UserError(f"{workdir / 'checkpoints'} has no complete checkpoint yet")
     params = {**found.state.params, **averaged(found.state.opt_state)}
     return Restored(config, found.step, modules, params, found.state.codebook, text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ from lavit_jax.models import lavit
 from lavit_jax.models.config import lavit_config
 from lavit_jax.models.lavit import Modules
 from lavit_jax.parallel.mesh import batch_parts, make_mesh
+from lavit_jax.parallel.peers import first_alone
 from lavit_jax.training import starting, state
 from lavit_jax.training.checkpoints import any_saved, read_json
 from lavit_jax.training.checks import check_config
@@ -28,6 +30,8 @@ from lavit_jax.training.schedule import Phase, phase_at
 
 # What is kept of a work directory's data and depends on the config; `data/` knows by itself.
 MADE_BY_CONFIG = ("text.model", "visual_ids.npz")
+# Groups of the config that change nothing of what is learned: they may differ between launches.
+FREE = ("checkpoint", "log", "health")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Run:
       modules: the model.
       mesh: devices.
       phases: the schedule.
+      started: when the launch began, by `time.monotonic`.
     """
 
     config: ConfigDict
@@ -51,6 +56,7 @@ class Run:
     modules: Modules
     mesh: Mesh
     phases: tuple[Phase, ...]
+    started: float
 
     @property
     def total(self) -> int:
@@ -90,10 +96,12 @@ def claim_workdir(config: ConfigDict, workdir: Path) -> None:
 
 
 def _differences(stored: Path, text: str) -> list[str] | None:
-    """How the stored config differs; None if there is none."""
+    """How the stored config differs; None if there is none, or only in what is free."""
     if not stored.exists():
         return None
-    return configs.differences(read_json(stored), json.loads(text))
+    changed = configs.differences(read_json(stored), json.loads(text))
+    bound = [line for line in changed if line.partition(".")[0] not in FREE]
+    return None if changed and not bound else bound
 
 
 def prepare(config: ConfigDict, workdir: Path) -> tuple[Path, TextTokenizer]:
@@ -109,21 +117,27 @@ def prepare(config: ConfigDict, workdir: Path) -> tuple[Path, TextTokenizer]:
     return data_dir, TextTokenizer(model)
 
 
-def start(config: ConfigDict, workdir: Path) -> Run:
+def start(config: ConfigDict, workdir: Path, started: float | None = None) -> Run:
     """Everything up to the first step.
+
+    Args:
+      config: the experiment.
+      workdir: where everything is written.
+      started: when the launch began, by `time.monotonic`; by default now.
 
     Raises:
       UserError: a config or work directory that cannot work.
     """
+    started = time.monotonic() if started is None else started
     phases = check_config(config)
     mesh = make_mesh(**config.mesh)
     for phase in phases:
         check_batch(phase, mesh)
     starting.check(config, phases)
-    claim_workdir(config, workdir)
-    data_dir, text = prepare(config, workdir)
+    first_alone(lambda: claim_workdir(config, workdir))
+    data_dir, text = first_alone(lambda: prepare(config, workdir))
     modules = lavit.build_modules(lavit_config(config.model.to_dict(), text.vocab_size))
-    return Run(config, workdir, data_dir, text, modules, mesh, phases)
+    return Run(config, workdir, data_dir, text, modules, mesh, phases, started)
 
 
 def check_batch(phase: Phase, mesh: Mesh) -> None:
@@ -154,8 +168,15 @@ def abstract_state(
     )
 
 
-def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
+def train(
+    config: ConfigDict, workdir: str | os.PathLike[str], started: float | None = None
+) -> None:
     """Trains every phase of the schedule; goes on from the newest checkpoint if there is one.
+
+    Args:
+      config: the experiment.
+      workdir: where everything is written.
+      started: see `start`.
 
     Raises:
       UserError: a config or work directory that cannot work.
@@ -163,4 +184,4 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
     from lavit_jax.training.loop import fit
 
     jax.config.update("jax_threefry_partitionable", True)
-    fit(start(config, Path(workdir)))
+    fit(start(config, Path(workdir), started))

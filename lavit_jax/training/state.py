@@ -40,6 +40,7 @@ class TrainState:
 
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+Gradients = Callable[[TrainState, Batch], tuple[dict[str, Array], Codebook, Any]]
 
 
 def param_shardings(modules: Modules, names: tuple[str, ...], mesh: Mesh) -> dict[str, Any]:
@@ -87,19 +88,13 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), params, book, opt_state, key)
 
 
-def make_step(
-    objective: Objective,
-    tx: optax.GradientTransformation,
-    trained: tuple[str, ...],
-    accumulate: int = 1,
-) -> Step:
-    """`state, batch -> state, metrics` for one phase; pure, to be jitted.
-
-    Only the modules in `trained` get gradients. Metrics: "loss", "grad_norm" and the objective's.
+def make_gradients(
+    objective: Objective, trained: tuple[str, ...], accumulate: int = 1
+) -> Gradients:
+    """`state, batch -> metrics, codebook, gradients` of one phase; pure.
 
     Args:
       objective: what is minimised.
-      tx: optimizer.
       trained: modules that get gradients.
       accumulate: parts of the batch whose gradients are computed one after the other and averaged.
         The codebook follows every part; a mean over tokens is one over each part's tokens.
@@ -130,16 +125,53 @@ def make_step(
 
     compute = gradients if accumulate == 1 else summed
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def of(state: TrainState, batch: Batch) -> tuple[dict[str, Array], Codebook, Any]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        return compute({name: state.params[name] for name in trained}, state, batch, key)
+
+    return of
+
+
+def make_step(
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    trained: tuple[str, ...],
+    accumulate: int = 1,
+) -> Step:
+    """`state, batch -> state, metrics` for one phase; pure, to be jitted.
+
+    Only the modules in `trained` get gradients. Where loss or gradients are not finite, all but
+    the step's number stays as it was (ours). Metrics: "loss", "grad_norm", "skipped" (1 for such
+    a step, else 0) and the objective's.
+
+    Args:
+      objective: what is minimised.
+      tx: optimizer.
+      trained: modules that get gradients.
+      accumulate: see `make_gradients`.
+    """
+    gradients = make_gradients(objective, trained, accumulate)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        metrics, codebook, grads = gradients(state, batch)
+        norm = optax.global_norm(grads)
+        sound = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         train = {name: state.params[name] for name in trained}
-        metrics, codebook, grads = compute(train, state, batch, key)
         updates, opt_state = tx.update(grads, state.opt_state, train)
-        params = {**state.params, **optax.apply_updates(train, updates)}
-        new = state.replace(  # type: ignore[attr-defined]
-            step=state.step + 1, params=params, codebook=codebook, opt_state=opt_state
+        changed = (optax.apply_updates(train, updates), codebook, opt_state)
+        train, codebook, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(sound, new, old),
+            changed,
+            (train, state.codebook, state.opt_state),
         )
-        return new, {**metrics, "grad_norm": optax.global_norm(grads)}
+        new = state.replace(  # type: ignore[attr-defined]
+            step=state.step + 1,
+            params={**state.params, **train},
+            codebook=codebook,
+            opt_state=opt_state,
+        )
+        skipped = 1.0 - sound.astype(jnp.float32)
+        return new, {**metrics, "grad_norm": norm, "skipped": skipped}
 
     return step
 

@@ -22,6 +22,8 @@ from lavit_jax.errors import UserError
 COMMANDS = [
     "quickstart",
     "train",
+    "checkpoints",
+    "replay",
     "tokenize",
     "reconstruct",
     "caption",

@@ -1,3 +1,4 @@
+import resource
 import shutil
 
 import jax
@@ -5,7 +6,9 @@ import jax.numpy as jnp
 import pytest
 
 from lavit_jax.errors import UserError
-from lavit_jax.training.checkpoints import Checkpoints, any_saved, read_latest
+from lavit_jax.training import checksums
+from lavit_jax.training.checkpoints import Checkpoints, any_saved, read_latest, read_step
+from lavit_jax.training.retention import Policy
 
 
 def _state(value):
@@ -17,7 +20,7 @@ def _abstract(position):
 
 
 def _save(directory, steps, **kwargs):
-    checkpoints = Checkpoints(directory, keep=kwargs.pop("keep", 3), **kwargs)
+    checkpoints = Checkpoints(directory, Policy(**{"newest": 3} | kwargs))
     for step in steps:
         checkpoints.save(step, _state(float(step)), {"step": step, "data": {"seen": step}})
     checkpoints.close()
@@ -34,25 +37,25 @@ def _damage(folder, how):
 
 def test_newest_checkpoint_comes_back_with_its_position(tmp_path):
     _save(tmp_path / "c", [10, 20])
-    step, state, position = Checkpoints(tmp_path / "c", keep=3).restore_latest(_abstract)
+    step, state, position = Checkpoints(tmp_path / "c", Policy(3)).restore_latest(_abstract)
     assert (step, position) == (20, {"step": 20, "data": {"seen": 20}})
     assert float(state["w"][0, 0]) == 20.0
 
 
 def test_no_checkpoint_is_no_error(tmp_path):
-    assert Checkpoints(tmp_path / "c", keep=3).restore_latest(_abstract) is None
+    assert Checkpoints(tmp_path / "c", Policy(3)).restore_latest(_abstract) is None
 
 
 def test_old_checkpoints_go_but_ends_of_phases_stay(tmp_path):
-    _save(tmp_path / "c", [10, 20, 30, 40], keep=2, milestones=(20,))
-    assert Checkpoints(tmp_path / "c", keep=2).steps() == [20, 30, 40]
+    _save(tmp_path / "c", [10, 20, 30, 40], newest=2, milestones=(20,))
+    assert Checkpoints(tmp_path / "c", Policy(2)).steps() == [20, 30, 40]
 
 
 @pytest.mark.parametrize("damage", ["truncate", "missing_files"])
 def test_a_half_written_checkpoint_falls_back_to_the_one_before(tmp_path, damage, capsys):
     _save(tmp_path / "c", [10, 20])
     _damage(tmp_path / "c" / "20" / "state", damage)
-    step, state, _ = Checkpoints(tmp_path / "c", keep=3).restore_latest(_abstract)
+    step, state, _ = Checkpoints(tmp_path / "c", Policy(3)).restore_latest(_abstract)
     assert step == 10
     assert float(state["w"][0, 0]) == 10.0
     told = capsys.readouterr().err
@@ -64,13 +67,13 @@ def test_what_is_damaged_is_set_aside_and_its_number_free_again(tmp_path):
     for times in (1, 2):
         _save(tmp_path / "c", [10, 20])
         _damage(tmp_path / "c" / "20" / "state", "truncate")
-        checkpoints = Checkpoints(tmp_path / "c", keep=3)
+        checkpoints = Checkpoints(tmp_path / "c", Policy(3))
         checkpoints.restore_latest(_abstract)
         assert checkpoints.steps() == [10]
         assert len(list((tmp_path / "c").glob("20.damaged*"))) == times
         checkpoints.save(20, _state(20.0), {"step": 20})
         checkpoints.close()
-        again = Checkpoints(tmp_path / "c", keep=3)
+        again = Checkpoints(tmp_path / "c", Policy(3))
         assert again.restore_latest(_abstract).step == 20
         again.close()
         shutil.rmtree(tmp_path / "c" / "20")
@@ -101,13 +104,86 @@ def test_only_complete_checkpoints_count_as_saved(tmp_path):
 def test_a_save_that_was_killed_is_not_a_checkpoint(tmp_path):
     _save(tmp_path / "c", [10])
     shutil.copytree(tmp_path / "c" / "10", tmp_path / "c" / "20.orbax-checkpoint-tmp-1")
-    assert Checkpoints(tmp_path / "c", keep=3).steps() == [10]
+    assert Checkpoints(tmp_path / "c", Policy(3)).steps() == [10]
 
 
 def test_nothing_readable_is_one_clear_error(tmp_path):
     _save(tmp_path / "c", [10])
     shutil.rmtree(tmp_path / "c" / "10" / "state")
-    checkpoints = Checkpoints(tmp_path / "c", keep=3)
+    checkpoints = Checkpoints(tmp_path / "c", Policy(3))
     with pytest.raises(UserError, match="none of the checkpoints"):
         checkpoints.restore_latest(_abstract)
     assert checkpoints.steps() == [10]
+
+
+def test_every_checkpoint_has_checksums_when_it_is_waited_for(tmp_path):
+    _save(tmp_path / "c", [10, 20])
+    assert [checksums.check(tmp_path / "c" / step) for step in ("10", "20")] == ["sound", "sound"]
+
+
+def test_a_bit_that_flipped_falls_back_to_the_one_before(tmp_path, capsys):
+    _save(tmp_path / "c", [10, 20])
+    files = [path for path in (tmp_path / "c" / "20" / "state").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    assert Checkpoints(tmp_path / "c", Policy(3)).restore_latest(_abstract).step == 10
+    assert "20 is damaged (its files differ from their checksums)" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_checksums_is_trusted(tmp_path):
+    _save(tmp_path / "c", [10, 20])
+    (tmp_path / "c" / "20" / "checksums-0-of-1.json").unlink()
+    assert Checkpoints(tmp_path / "c", Policy(3)).restore_latest(_abstract).step == 20
+
+
+def test_the_best_and_every_so_manieth_stay(tmp_path):
+    policy = Policy(1, every=40, best="loss")
+    losses = {10: 3.0, 20: 1.0, 30: 2.0, 40: 5.0, 50: 4.0}
+    for steps in ((10, 20), (30, 40, 50)):  # a run that goes on reads what it saved before
+        checkpoints = Checkpoints(tmp_path / "c", policy)
+        for step in steps:
+            position = {"step": step, "metrics": {"loss": losses[step]}}
+            checkpoints.save(step, _state(float(step)), position)
+        checkpoints.close()
+    assert Checkpoints(tmp_path / "c", policy).steps() == [20, 40, 50]
+
+
+def test_going_back_takes_away_what_came_after(tmp_path):
+    _save(tmp_path / "c", [10, 20, 30])
+    checkpoints = Checkpoints(tmp_path / "c", Policy(3))
+    assert float(checkpoints.go_back(10, _abstract).state["w"][0, 0]) == 10.0
+    assert checkpoints.steps() == [10]
+    checkpoints.save(20, _state(21.0), {"step": 20})
+    checkpoints.close()
+    assert float(read_latest(tmp_path / "c", _abstract).state["w"][0, 0]) == 21.0
+
+
+def test_one_step_is_read_by_number(tmp_path):
+    _save(tmp_path / "c", [10, 20])
+    assert read_step(tmp_path / "c", 10, _abstract).position["step"] == 10
+    with pytest.raises(UserError, match="no checkpoint of step 15"):
+        read_step(tmp_path / "c", 15, _abstract)
+
+
+def test_a_directory_that_vanished_is_one_clear_error_and_not_made_again(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", Policy(3))
+    shutil.rmtree(tmp_path / "c")
+    with pytest.raises(UserError, match="cannot save: .* has vanished"):
+        checkpoints.save(10, _state(10.0), {"step": 10})
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_full_disk_is_one_clear_error_and_the_newest_checkpoint_stays(tmp_path):
+    _save(tmp_path / "c", [10])
+    checkpoints = Checkpoints(tmp_path / "c", Policy(1))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # no file may be larger
+    try:
+        with pytest.raises(UserError, match="cannot save to .*: File too large; step 10 is the"):
+            checkpoints.save(20, _state(20.0), {"step": 20})
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert read_latest(tmp_path / "c", _abstract).step == 10

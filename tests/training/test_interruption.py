@@ -11,7 +11,7 @@ def test_a_signal_is_remembered_and_work_goes_on():
     with Interruption() as interruption:
         interruption.stop_if_requested()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert interruption.requested
+        assert interruption.requested()
         assert interruption.name == "SIGTERM"
 
 
@@ -41,6 +41,27 @@ def test_a_second_sigterm_changes_nothing():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
         assert interruption.name == "Ctrl-C"
+
+
+@pytest.fixture
+def terminated_by_default():
+    yield
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def test_sigterm_stays_harmless_after_the_work_up_to_the_end(terminated_by_default):
+    with pytest.raises(SystemExit), Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGTERM)
+        interruption.stop_if_requested()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_what_other_processes_were_asked_counts():
+    with Interruption(agree=lambda mine: True) as interruption:
+        assert interruption.requested()
+        with pytest.raises(SystemExit) as ended:
+            interruption.stop_if_requested()
+    assert ended.value.code == 0
 
 
 def test_handlers_are_as_before_afterwards():

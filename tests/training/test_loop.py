@@ -4,6 +4,7 @@ import itertools
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from benchmarks import kills
+from benchmarks.kills import Training
 from lavit_jax.cli.main import main
 from lavit_jax.training.metrics import read_metrics
 from lavit_jax.training.run import train
@@ -19,6 +22,7 @@ from lavit_jax.training.schedule import make_schedule
 from small_run import OVERRIDES, TOTAL, Program, losses
 from tiny import mini_config
 
+KILLS = 4
 SELECTOR_FIRST = "configs/mini.py:selector_first"
 
 
@@ -26,12 +30,14 @@ SELECTOR_FIRST = "configs/mini.py:selector_first"
 def disturbed(new_workdir: Callable[[], Path]) -> tuple[Path, list[tuple[int, str]]]:
     """A run that was killed, terminated and interrupted; exit status and output of each part."""
     workdir = new_workdir()
-    parts = [
-        Program(workdir).signal_at(4, signal.SIGKILL),
-        Program(workdir).signal_at(11, signal.SIGTERM),
-        Program(workdir).signal_at(16, signal.SIGINT),
-        Program(workdir).end(),
-    ]
+    log = workdir / "batches.log"
+    parts = [Training(workdir, log, OVERRIDES).kill(*when) for when in kills.moments(KILLS, seed=1)]
+    for step, numbers in ((16, [signal.SIGTERM] * 3), (19, [signal.SIGINT])):
+        training = Training(workdir, log, OVERRIDES)
+        while max(kills.examples_seen(log)) < step:
+            time.sleep(0.005)
+        parts.append(training.signal(*numbers))
+    parts.append(Training(workdir, log, OVERRIDES).end())
     return workdir, parts
 
 
@@ -72,17 +78,31 @@ def test_a_run_killed_terminated_and_interrupted_equals_an_undisturbed_one_bit_f
 
 
 @pytest.mark.subprocess
-def test_exit_status_tells_how_a_run_ended(disturbed):
-    assert [status for status, _ in disturbed[1]] == [-signal.SIGKILL, 0, 130, 0]
+def test_a_killed_run_sees_the_examples_that_an_undisturbed_one_sees(
+    disturbed, new_workdir, tmp_path
+):
+    workdir = new_workdir()
+    with kills.batches_logged(tmp_path / "batches.log"):
+        train(mini_config(*OVERRIDES), workdir)
+    seen = kills.examples_seen(tmp_path / "batches.log")
+    assert kills.examples_seen(disturbed[0] / "batches.log") == seen
+    first = [place for step in range(1, 7) for place in seen[step]["index"]]
+    assert len(set(first)) == len(first)
+
+
+@pytest.mark.subprocess
+def test_exit_status_tells_how_a_run_ended_however_often_it_was_terminated(disturbed):
+    statuses = [status for status, _ in disturbed[1]]
+    assert statuses == [-signal.SIGKILL] * KILLS + [0, 130, 0]
 
 
 @pytest.mark.subprocess
 def test_a_stopped_run_says_where_it_saved_and_goes_on_there(disturbed):
-    outputs = [output for _, output in disturbed[1]]
-    for stopped, resumed in itertools.pairwise(outputs[1:]):
+    outputs = [output for _, output in disturbed[1]][KILLS:]
+    for stopped, resumed in itertools.pairwise(outputs):
         (saved,) = [line for line in stopped.splitlines() if line.startswith("saved at step")]
         assert f"going on from {saved.removeprefix('saved at ')}" in resumed.splitlines()
-    assert "run the same command again to go on" in outputs[2]
+    assert "run the same command again to go on" in outputs[1]
     assert not any("Traceback" in output for output in outputs)
 
 

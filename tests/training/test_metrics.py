@@ -73,3 +73,31 @@ def test_what_a_checkpoint_counts_on_is_on_disk_before_it(tmp_path):
         writer.flush()
         assert list(_board(tmp_path)) == [1]
         assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_going_back_drops_what_came_after(tmp_path):
+    with MetricWriter(tmp_path, 0, total=10, every=1) as writer:
+        for step in (1, 2, 3, 4):
+            writer.write(step, "encoder", {"loss": 1.0}, rate=1.0, left=1.0)
+        writer.go_back(2)
+        writer.write(3, "encoder", {"loss": 2.0}, rate=1.0, left=1.0)
+        assert [record["loss"] for record in writer.recent] == [1.0, 1.0, 2.0]
+    assert [r["loss"] for r in read_metrics(tmp_path / "metrics.jsonl")] == [1.0, 1.0, 2.0]
+
+
+def test_resuming_tells_how_many_steps_have_to_be_done_again(tmp_path):
+    _write(tmp_path, 0, [1, 2, 3, 4])
+    with MetricWriter(tmp_path, 1, total=10, every=2) as writer:
+        assert writer.dropped == 3
+        assert [record["step"] for record in writer.recent] == [1]
+
+
+def test_one_of_several_processes_writes(tmp_path, capsys):
+    _write(tmp_path, 0, [1, 2])
+    with MetricWriter(tmp_path, 2, total=10, every=1, writes=False) as writer:
+        writer.write(3, "encoder", {"loss": 1.0}, rate=1.0, left=1.0)
+        writer.flush()
+        writer.say("nothing")
+        assert [record["step"] for record in writer.recent] == [1, 2, 3]
+    assert [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert "nothing" not in capsys.readouterr().err

@@ -28,6 +28,18 @@ def test_another_config_is_refused_once_there_is_a_checkpoint(tmp_path):
     assert (tmp_path / "config.json").read_text() == before
 
 
+def test_what_changes_nothing_of_what_is_learned_may_change_between_launches(tmp_path):
+    run.claim_workdir(mini_config(), tmp_path)
+    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
+    (tmp_path / "text.model").write_text("mine")
+    run.claim_workdir(
+        mini_config("--config.checkpoint.every=7", "--config.health.rewinds=1"), tmp_path
+    )
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert (stored["checkpoint"]["every"], stored["health"]["rewinds"]) == (7, 1)
+    assert (tmp_path / "text.model").exists()
+
+
 def test_before_the_first_checkpoint_another_config_takes_its_place(tmp_path):
     run.claim_workdir(mini_config(), tmp_path)
     (tmp_path / "text.model").write_text("of the config before")
@@ -79,6 +91,11 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         ("data.row_length=512", r"data\.row_length=512 is longer than"),
         ("checkpoint.every=0", r"checkpoint\.every"),
         ("checkpoint.keep=0", r"checkpoint\.keep"),
+        ("checkpoint.keep_every=-1", r"checkpoint\.keep_every"),
+        ("health.max_skipped=1", r"health\.max_skipped must be a whole number of at least 2"),
+        ("health.spike=-1.0", r"health\.spike"),
+        ("health.rewinds=-1", r"health\.rewinds"),
+        ("health.hang_seconds=-1.0", r"health\.hang_seconds"),
         ("log.sample_every=0", r"log\.sample_every"),
         ("mesh.data=3", "mesh"),
         ("model.encoder.heads=5", r"config\.model\.encoder: .*heads must divide width"),
@@ -98,6 +115,8 @@ def test_a_config_that_cannot_work_is_refused_before_anything_is_written(tmp_pat
         "seed",
         "model.decoder",
         "checkpoint.every",
+        "checkpoint.keep_best",
+        "health.spike",
         "phases.select.steps",
         "phases.select.quantize",
     ],

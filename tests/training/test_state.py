@@ -60,7 +60,27 @@ def test_every_step_has_noise_of_its_own_that_the_step_number_decides():
 
 def test_metrics_have_loss_gradient_norm_and_the_objectives_own():
     _, metrics = stepped()
-    assert set(metrics[0]) == {"loss", "grad_norm", "noise"}
+    assert set(metrics[0]) == {"loss", "grad_norm", "skipped", "noise"}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number(value):
+    def learning(params, codebook, batch, key):
+        loss, outcome = objective(params, codebook, batch, key)
+        book = jax.tree.map(lambda leaf: leaf + batch["x"], codebook)
+        return loss, Outcome(outcome.metrics, book)
+
+    before = stepped()[0][2]
+    step = jax.jit(state.make_step(learning, TX, TRAINED))
+    after, metrics = step(before, {"x": jnp.float32(value)})
+    assert (int(before.step), int(after.step), metrics["skipped"]) == (2, 3, 1)
+    for old, new in zip(
+        jax.tree.leaves(before.replace(step=0)), jax.tree.leaves(after.replace(step=0))
+    ):
+        np.testing.assert_array_equal(old, new)
+    healthy, metrics = step(before, {"x": jnp.float32(0.5)})
+    assert metrics["skipped"] == 0
+    assert bool((healthy.codebook.codes_KC != before.codebook.codes_KC).all())
 
 
 def test_the_gradient_norm_is_of_trained_modules_before_clipping():
