@@ -35,7 +35,7 @@ def fit(run: Run) -> TrainState:
     SIGTERM and Ctrl-C end it between two steps, with a checkpoint: see `interruption`.
     """
     checkpoints = Checkpoints(
-        run.workdir / "checkpoints",
+        run.storage.checkpoints,
         keep=run.config.checkpoint.keep,
         milestones=tuple(phase.end for phase in run.phases),
     )
@@ -101,6 +101,7 @@ class _Session:
     def _save(self, recorder: _Recorder, step: int, current: TrainState, data: Batches) -> None:
         recorder.flush()
         self.writer.flush()
+        self.run.storage.publish()
         self.checkpoints.save(step, current, {"step": step, "data": data.get_state()})
 
 

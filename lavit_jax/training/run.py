@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -20,11 +21,12 @@ from lavit_jax.models import lavit
 from lavit_jax.models.config import lavit_config
 from lavit_jax.models.lavit import Modules
 from lavit_jax.parallel.mesh import batch_parts, make_mesh
-from lavit_jax.training import starting, state
+from lavit_jax.training import starting, state, storage
 from lavit_jax.training.checkpoints import any_saved, read_json
 from lavit_jax.training.checks import check_config
 from lavit_jax.training.optimizer import make_optimizer
 from lavit_jax.training.schedule import Phase, phase_at
+from lavit_jax.training.storage import Storage
 
 # What is kept of a work directory's data and depends on the config; `data/` knows by itself.
 MADE_BY_CONFIG = ("text.model", "visual_ids.npz")
@@ -36,7 +38,7 @@ class Run:
 
     Attributes:
       config: the experiment.
-      workdir: where everything is written.
+      storage: where everything is written.
       data_dir: where the prepared data set lies.
       text: text tokenizer.
       modules: the model.
@@ -45,7 +47,7 @@ class Run:
     """
 
     config: ConfigDict
-    workdir: Path
+    storage: Storage
     data_dir: Path
     text: TextTokenizer
     modules: Modules
@@ -53,14 +55,23 @@ class Run:
     phases: tuple[Phase, ...]
 
     @property
+    def workdir(self) -> Path:
+        return self.storage.local
+
+    @property
     def total(self) -> int:
         return self.phases[-1].end
 
 
-def claim_workdir(config: ConfigDict, workdir: Path) -> None:
+def claim_workdir(config: ConfigDict, workdir: Path, checkpoints: Any = None) -> None:
     """Makes the work directory of this config, or checks that it already is.
 
     Before the first checkpoint another config may take its place: nothing is lost by that.
+
+    Args:
+      config: the experiment.
+      workdir: a local directory.
+      checkpoints: where they are, if not in it.
 
     Raises:
       UserError: a config that cannot work, a directory with checkpoints of another config, or one
@@ -74,7 +85,7 @@ def claim_workdir(config: ConfigDict, workdir: Path) -> None:
         if changed == []:
             return
         if changed:
-            if any_saved(workdir / "checkpoints"):
+            if any_saved(checkpoints or workdir / "checkpoints"):
                 shown = "; ".join(changed[:3]) + (" ..." if len(changed) > 3 else "")
                 raise UserError(
                     f"{workdir} belongs to another config: {shown} (stored -> now); "
@@ -109,7 +120,7 @@ def prepare(config: ConfigDict, workdir: Path) -> tuple[Path, TextTokenizer]:
     return data_dir, TextTokenizer(model)
 
 
-def start(config: ConfigDict, workdir: Path) -> Run:
+def start(config: ConfigDict, place: Storage) -> Run:
     """Everything up to the first step.
 
     Raises:
@@ -120,10 +131,10 @@ def start(config: ConfigDict, workdir: Path) -> Run:
     for phase in phases:
         check_batch(phase, mesh)
     starting.check(config, phases)
-    claim_workdir(config, workdir)
-    data_dir, text = prepare(config, workdir)
+    claim_workdir(config, place.local, place.checkpoints)
+    data_dir, text = prepare(config, place.local)
     modules = lavit.build_modules(lavit_config(config.model.to_dict(), text.vocab_size))
-    return Run(config, workdir, data_dir, text, modules, mesh, phases)
+    return Run(config, place, data_dir, text, modules, mesh, phases)
 
 
 def check_batch(phase: Phase, mesh: Mesh) -> None:
@@ -163,4 +174,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
     from lavit_jax.training.loop import fit
 
     jax.config.update("jax_threefry_partitionable", True)
-    fit(start(config, Path(workdir)))
+    bucket = storage.is_bucket(workdir)
+    place = storage.in_bucket(str(workdir)) if bucket else storage.on_disk(Path(workdir))
+    try:
+        fit(start(config, place))
+    finally:
+        place.publish()
