@@ -33,6 +33,7 @@ setup(
         "absl-py>=2.0",
         "array_record>=0.8.1",
         "emoji>=2.15",
+        "etils[epath]>=1.9",
         "flax>=0.11.0",
         "fsspec>=2024.2",
         "grain>=0.2.15",

@@ -29,13 +29,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stored = os.environ.get("LAVIT_WORKDIR")
     parser.add_argument(
         "--workdir",
-        type=Path,
+        type=_directory,
         required=not stored,
-        default=Path(stored) if stored else None,
+        default=stored,
         metavar="DIR",
-        help="gets everything: data, checkpoints, metrics (default: $LAVIT_WORKDIR)",
+        help="gets everything: data, checkpoints, metrics; gs://BUCKET/FOLDER keeps data on each "
+        "machine (default: $LAVIT_WORKDIR)",
     )
     parser.set_defaults(overrides=[], resumes=True)
+
+
+def _directory(text: str) -> Path | str:
+    # `Path` would make `gs:/` of `gs://`.
+    return text if "://" in text else Path(text)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -51,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     start()
     with ending_together(one_line):
         train(config, args.workdir, process_start())
-    if config.get("start_from"):
+    if config.get("start_from") and isinstance(args.workdir, Path):
         from lavit_jax import pixel_report
 
         pixel_report.add(args.workdir)

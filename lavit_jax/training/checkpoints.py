@@ -128,7 +128,7 @@ class Checkpoints:
         damaged = self.directory / str(step)
         names = [f"{step}.damaged", *(f"{step}.damaged-{count}" for count in range(2, 1000))]
         aside = next(p for p in map(self.directory.joinpath, names) if not p.exists())
-        os.replace(damaged, aside)
+        damaged.rename(aside)
         _tell(f"warning: set aside as {aside}")
 
     def wait(self) -> None:

@@ -35,7 +35,7 @@ def fit(run: Run) -> TrainState:
       UserError: the work directory cannot be written, or too many steps in a row were skipped.
     """
     checkpoints = Checkpoints(
-        run.workdir / "checkpoints", _policy(run), lambda step: phase_at(run.phases, step).name
+        run.storage.checkpoints, _policy(run), lambda step: phase_at(run.phases, step).name
     )
     watchdog = Watchdog(run.workdir, run.config.health.hang_seconds, jax.process_index())
     with (
@@ -152,6 +152,7 @@ class _Session:
         recorder.flush()
         with self._goodput.spending("checkpoint"):
             self._writer.flush()
+            self._run.storage.publish()
             position = {
                 "step": self._step,
                 "data": data.get_state(),

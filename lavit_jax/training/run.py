@@ -7,6 +7,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -22,11 +23,12 @@ from lavit_jax.models.config import lavit_config
 from lavit_jax.models.lavit import Modules
 from lavit_jax.parallel.mesh import batch_parts, make_mesh
 from lavit_jax.parallel.peers import first_alone
-from lavit_jax.training import starting, state
+from lavit_jax.training import starting, state, storage
 from lavit_jax.training.checkpoints import any_saved, read_json
 from lavit_jax.training.checks import check_config
 from lavit_jax.training.optimizer import make_optimizer
 from lavit_jax.training.schedule import Phase, phase_at
+from lavit_jax.training.storage import Storage
 
 # What is kept of a work directory's data and depends on the config; `data/` knows by itself.
 MADE_BY_CONFIG = ("text.model", "visual_ids.npz")
@@ -40,7 +42,7 @@ class Run:
 
     Attributes:
       config: the experiment.
-      workdir: where everything is written.
+      storage: where everything is written.
       data_dir: where the prepared data set lies.
       text: text tokenizer.
       modules: the model.
@@ -50,7 +52,7 @@ class Run:
     """
 
     config: ConfigDict
-    workdir: Path
+    storage: Storage
     data_dir: Path
     text: TextTokenizer
     modules: Modules
@@ -59,14 +61,23 @@ class Run:
     started: float
 
     @property
+    def workdir(self) -> Path:
+        return self.storage.local
+
+    @property
     def total(self) -> int:
         return self.phases[-1].end
 
 
-def claim_workdir(config: ConfigDict, workdir: Path) -> None:
+def claim_workdir(config: ConfigDict, workdir: Path, checkpoints: Any = None) -> None:
     """Makes the work directory of this config, or checks that it already is.
 
     Before the first checkpoint another config may take its place: nothing is lost by that.
+
+    Args:
+      config: the experiment.
+      workdir: a local directory.
+      checkpoints: where they are, if not in it.
 
     Raises:
       UserError: a config that cannot work, a directory with checkpoints of another config, or one
@@ -80,7 +91,7 @@ def claim_workdir(config: ConfigDict, workdir: Path) -> None:
         if changed == []:
             return
         if changed:
-            if any_saved(workdir / "checkpoints"):
+            if any_saved(checkpoints or workdir / "checkpoints"):
                 shown = "; ".join(changed[:3]) + (" ..." if len(changed) > 3 else "")
                 raise UserError(
                     f"{workdir} belongs to another config: {shown} (stored -> now); "
@@ -117,12 +128,12 @@ def prepare(config: ConfigDict, workdir: Path) -> tuple[Path, TextTokenizer]:
     return data_dir, TextTokenizer(model)
 
 
-def start(config: ConfigDict, workdir: Path, started: float | None = None) -> Run:
+def start(config: ConfigDict, place: Storage, started: float | None = None) -> Run:
     """Everything up to the first step.
 
     Args:
       config: the experiment.
-      workdir: where everything is written.
+      place: where everything is written.
       started: when the launch began, by `time.monotonic`; by default now.
 
     Raises:
@@ -134,10 +145,10 @@ def start(config: ConfigDict, workdir: Path, started: float | None = None) -> Ru
     for phase in phases:
         check_batch(phase, mesh)
     starting.check(config, phases)
-    first_alone(lambda: claim_workdir(config, workdir))
-    data_dir, text = first_alone(lambda: prepare(config, workdir))
+    first_alone(lambda: claim_workdir(config, place.local, place.checkpoints))
+    data_dir, text = first_alone(lambda: prepare(config, place.local))
     modules = lavit.build_modules(lavit_config(config.model.to_dict(), text.vocab_size))
-    return Run(config, workdir, data_dir, text, modules, mesh, phases, started)
+    return Run(config, place, data_dir, text, modules, mesh, phases, started)
 
 
 def check_batch(phase: Phase, mesh: Mesh) -> None:
@@ -184,4 +195,9 @@ def train(
     from lavit_jax.training.loop import fit
 
     jax.config.update("jax_threefry_partitionable", True)
-    fit(start(config, Path(workdir), started))
+    bucket = storage.is_bucket(workdir)
+    place = storage.in_bucket(str(workdir)) if bucket else storage.on_disk(Path(workdir))
+    try:
+        fit(start(config, place, started))
+    finally:
+        place.publish()

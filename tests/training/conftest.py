@@ -10,6 +10,7 @@ import pytest
 
 from lavit_jax.data import text, twemoji
 from lavit_jax.models import lavit, quantizer
+from lavit_jax.training import storage
 from lavit_jax.training.objectives import READS
 from lavit_jax.training.run import Run, start, train
 from lavit_jax.training.state import TrainState
@@ -45,7 +46,7 @@ def whole_run(new_workdir: Callable[[], Path]) -> Path:
 @pytest.fixture(scope="session")
 def run(new_workdir: Callable[[], Path]) -> Run:
     """A run that has not begun."""
-    return start(mini_config(*OVERRIDES), new_workdir())
+    return start(mini_config(*OVERRIDES), storage.on_disk(new_workdir()))
 
 
 @pytest.fixture(scope="session")

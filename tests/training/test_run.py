@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lavit_jax.errors import UserError
-from lavit_jax.training import run
+from lavit_jax.training import run, storage
 from lavit_jax.training.checks import check_config
 from tiny import mini_config
 
@@ -104,7 +104,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 )
 def test_a_config_that_cannot_work_is_refused_before_anything_is_written(tmp_path, override, says):
     with pytest.raises(UserError, match=says):
-        run.start(mini_config(f"--config.{override}"), tmp_path / "w")
+        run.start(mini_config(f"--config.{override}"), storage.on_disk(tmp_path / "w"))
     assert not (tmp_path / "w").exists()
 
 

@@ -1,0 +1,128 @@
+"""Where a run writes: a local directory, or a bucket with a local directory before it.
+
+Objects in a bucket cannot be appended to. A run on a bucket therefore writes its small files
+(config, metrics, text tokenizer, samples) to a local directory that is uploaded before every
+checkpoint, and checkpoints to the bucket itself. Prepared data stay on each machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+from lavit_jax.errors import UserError
+
+SCHEMES = ("gs://", "s3://")
+NOT_MIRRORED = ("checkpoints", "data")
+
+
+def is_bucket(place: Any) -> bool:
+    """Whether a work directory lies on an object store."""
+    return str(place).startswith(SCHEMES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """Where a run writes.
+
+    Attributes:
+      local: everything but checkpoints.
+      checkpoints: they.
+      publish: makes what is in `local` last; called before every checkpoint and at the end.
+    """
+
+    local: Path
+    checkpoints: Any
+    publish: Callable[[], None]
+
+
+def on_disk(workdir: Path) -> Storage:
+    """A local work directory, where everything lasts as it is written."""
+    return Storage(workdir, workdir / "checkpoints", lambda: None)
+
+
+def in_bucket(url: str, remote: epath.Path | None = None) -> Storage:
+    """A work directory on an object store; what it has so far is downloaded.
+
+    Args:
+      url: `gs://BUCKET/FOLDER`.
+      remote: the same as a path; by default what `epath` makes of it.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    name = f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{jax.process_index()}"
+    local = Path(tempfile.gettempdir()) / "lavit_jax" / name
+    remote = epath.Path(url) if remote is None else remote
+    try:
+        _download(remote, local)
+    except ImportError as error:
+        raise UserError(
+            f"--workdir {url} needs an object store's client ({error}): "
+            "pip install 'lavit_jax[gcs]'"
+        ) from error
+    except OSError as error:
+        raise UserError(f"cannot read the work directory {url}: {error}") from error
+    sent = {path: _stamp(local / path) for path in _files(local)}
+    # Checkpoints are made of parts by every process, the rest by the first.
+    publish = (lambda: _upload(local, remote, sent)) if jax.process_index() == 0 else lambda: None
+    return Storage(local, remote / "checkpoints", publish)
+
+
+def _download(remote: epath.Path, local: Path) -> None:
+    """Makes `local` what the bucket has, its prepared data aside: the bucket is what counts."""
+    local.mkdir(parents=True, exist_ok=True)
+    for entry in local.iterdir():
+        if entry.name in NOT_MIRRORED:
+            continue
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    if not remote.exists():
+        return
+    for entry in remote.iterdir():
+        if entry.name not in NOT_MIRRORED:
+            _fetch(entry, local / entry.name)
+
+
+def _fetch(entry: Any, target: Path) -> None:
+    if not entry.is_dir():
+        target.write_bytes(entry.read_bytes())
+        return
+    target.mkdir()
+    for inner in entry.iterdir():
+        _fetch(inner, target / inner.name)
+
+
+def _upload(local: Path, remote: epath.Path, sent: dict[Path, tuple[int, int]]) -> None:
+    """Sends what changed since the last time and removes what is gone; objects change at once."""
+    found = {path: _stamp(local / path) for path in _files(local)}
+    for path, stamp in found.items():
+        if sent.get(path) == stamp:
+            continue
+        target = remote / path.as_posix()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((local / path).read_bytes())
+        sent[path] = stamp
+    for path in sent.keys() - found.keys():
+        (remote / path.as_posix()).unlink(missing_ok=True)
+        del sent[path]
+
+
+def _files(local: Path) -> Iterator[Path]:
+    """What is mirrored, without files that are still being written aside."""
+    for path in sorted(local.rglob("*")):
+        inside = path.relative_to(local)
+        if path.is_file() and inside.parts[0] not in NOT_MIRRORED and path.suffix != ".tmp":
+            yield inside
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
