@@ -60,7 +60,7 @@ class Checkpoints:
             create=True,
             cleanup_tmp_directories=True,
         )
-        self._closing = threading.Event()
+        self._settled = threading.Event()  # no save is under way
         self._summing: threading.Thread | None = None
 
     def save(self, step: int, state: Any, position: Position) -> None:
@@ -77,6 +77,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         self._check_directory()
+        self.wait()  # as orbax would; a save takes old ones away, so none may still be summed
         self._preservation.metrics[step] = position.get("metrics", {})
         self._guarded(
             lambda: self._manager.save(
@@ -86,7 +87,7 @@ class Checkpoints:
                 ),
             )
         )
-        self._join()
+        self._settled.clear()
         self._summing = threading.Thread(target=self._sum, args=(step,), daemon=True)
         self._summing.start()
 
@@ -138,7 +139,9 @@ class Checkpoints:
           UserError: one could not be written.
         """
         self._guarded(self._manager.wait_until_finished)
-        self._join()
+        self._settled.set()
+        if self._summing is not None:
+            self._summing.join()
 
     def close(self) -> None:
         """Blocks until every save is on disk; nothing can be saved afterwards.
@@ -146,11 +149,8 @@ class Checkpoints:
         Raises:
           UserError: one could not be written.
         """
-        try:
-            self.wait()
-            self._guarded(self._manager.close)
-        finally:
-            self._closing.set()
+        self.wait()
+        self._guarded(self._manager.close)
 
     def _check_directory(self) -> None:
         if not self.directory.is_dir():
@@ -161,7 +161,7 @@ class Checkpoints:
         try:
             work()
         except Exception as error:
-            self._closing.set()
+            self._settled.set()
             self._check_directory()
             whole = saved_steps(self.directory)[-1:]
             left = f"; step {whole[0]} is the newest that is whole" if whole else ""
@@ -170,18 +170,15 @@ class Checkpoints:
     def _sum(self, step: int) -> None:
         """Waits until a save is complete, then stores this process's part of its checksums."""
         folder = self.directory / str(step)
-        while not folder.is_dir():
-            if self._closing.wait(COMMIT_POLL_SECONDS):
-                return
+        while not folder.is_dir() and not self._settled.wait(COMMIT_POLL_SECONDS):
+            pass
+        if not folder.is_dir():
+            return
         try:
             checksums.write(folder, jax.process_index(), jax.process_count())
         except OSError as error:  # the checkpoint is whole, or pruned by now
             if folder.is_dir():
                 _tell(f"warning: no checksums of {folder}: {_reason(error)}")
-
-    def _join(self) -> None:
-        if self._summing is not None:
-            self._summing.join()
 
 
 @dataclasses.dataclass
