@@ -29,7 +29,7 @@ def get_config(arg: str = "quick") -> ConfigDict:
     config.phases = {
         "encoder": {
             "objective": "contrastive",
-            "steps": int(500 * scale),
+            "steps": int(400 * scale),
             "batch_size": 96,
             "modules": ("encoder", "text_tower", "contrastive", "pixel_head"),
             "pixel_weight": 4.0,  # of the patches' linear readout, which keeps features local
@@ -38,26 +38,26 @@ def get_config(arg: str = "quick") -> ConfigDict:
             "alike_weight": 5.0,
             "optimizer": common.optimizer(1.5e-3, b2=0.95, weight_decay=0.05, warmup=50),
         },
-        "select": tokenizer_phase(int(200 * scale), quantize=False),
-        "quantize": tokenizer_phase(int(800 * scale), quantize=True),
+        "select": tokenizer_phase(int(250 * scale), quantize=False),
+        "quantize": tokenizer_phase(int(700 * scale), quantize=True),
         # The same steps in all, for "selector_first".
         "reconstruct": {
-            **tokenizer_phase(int(100 * scale), quantize=False),
+            **tokenizer_phase(int(125 * scale), quantize=False),
             "modules": BUT_SELECTOR,
             "selection": "random",
         },
         "selector_alone": {
-            **tokenizer_phase(int(100 * scale), quantize=False),
+            **tokenizer_phase(int(125 * scale), quantize=False),
             "modules": ("selector",),
         },
         "quantize_rest": {
-            **tokenizer_phase(int(800 * scale), quantize=True),
+            **tokenizer_phase(int(700 * scale), quantize=True),
             "modules": BUT_SELECTOR,
             "selection": "greedy",
         },
         "unified": {
             "objective": "unified",
-            "steps": int(1600 * scale),
+            "steps": int(1300 * scale),
             "batch_size": 8,  # rows of data.row_length tokens
             "modules": ("conditioner", "llm"),
             # SEED's values but for the learning rate, which suits a small model.
@@ -83,12 +83,12 @@ def tokenizer_phase(steps: int, *, quantize: bool) -> ConfigDict:
             # Ours (0 is the paper): makes decisions certain within a few hundred steps, so that
             # greedy decisions keep the share that sampled ones were trained for. Lower before
             # quantizing: decisions made before the decoder reads codes are the same for all.
-            "entropy_weight": 0.1 if quantize else 0.03,
+            "entropy_weight": 0.05 if quantize else 0.03,
             "commitment": 1.0,  # borrowed (BEiT-2)
             "pixel_weight": 2.0,  # of the one-pass pixel head
             # Share of the pixel head's gradient that goes on to the codes. The paper's tokenizer
             # learns from features alone (0); so small a one learns sooner from pixels too (ours).
             "pixel_gradient": 1.0,
-            "optimizer": common.optimizer(1.5e-3, b2=0.99, weight_decay=0.05, warmup=50),
+            "optimizer": common.optimizer(4e-3, b2=0.99, weight_decay=0.05, warmup=50),
         }
     )
