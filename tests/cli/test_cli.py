@@ -320,7 +320,9 @@ def trained(monkeypatch) -> list:
     from lavit_jax.training import run
 
     calls: list = []
-    monkeypatch.setattr(run, "train", lambda config, workdir, _: calls.append((config, workdir)))
+    monkeypatch.setattr(
+        run, "train", lambda config, workdir, started: calls.append((config, workdir))
+    )
     return calls
 
 
