@@ -89,7 +89,7 @@ def run() -> ConfigDict:
             },
             "log": {
                 "every": 10,  # steps between console and TensorBoard lines
-                "sample_every": 200,  # steps between sample pictures and captions
+                "sample_every": 200,  # steps between sample pictures and captions; 0 for none
             },
             "evaluation": {  # at the end of `lavit quickstart`
                 "most": 0,  # pictures of each split; 0 is all

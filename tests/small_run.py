@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from lavit_jax.training.metrics import read_metrics
@@ -23,6 +22,7 @@ OVERRIDES = (
     "--config.checkpoint.every=3",
     "--config.log.every=1",
 )
+UNSEEN = (*OVERRIDES, "--config.log.sample_every=0")  # for runs whose samples no test looks at
 
 
 def losses(workdir: Path) -> list[tuple[int, float]]:
@@ -30,31 +30,8 @@ def losses(workdir: Path) -> list[tuple[int, float]]:
     return [(record["step"], record["loss"]) for record in read_metrics(workdir / "metrics.jsonl")]
 
 
-class Program:
-    """`lavit train` with `configs/mini.py` and `OVERRIDES`, in a process of its own."""
-
-    def __init__(self, workdir: Path, *arguments: str, config: str = "configs/mini.py") -> None:
-        self._metrics = workdir / "metrics.jsonl"
-        command = ["-m", "lavit_jax", "train", "--config", config, "--workdir", str(workdir)]
-        self._process = subprocess.Popen(
-            [sys.executable, *command, *OVERRIDES, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        )
-
-    def signal_at(self, step: int, number: int) -> tuple[int, str]:
-        """Sends a signal once a step is in the metrics; the exit status and all output."""
-        while self._process.poll() is None and not self._reached(step):
-            time.sleep(0.005)
-        self._process.send_signal(number)
-        return self.end()
-
-    def end(self) -> tuple[int, str]:
-        """The exit status and all output."""
-        output, _ = self._process.communicate()
-        return self._process.returncode, output
-
-    def _reached(self, step: int) -> bool:
-        return self._metrics.exists() and f'"step": {step},' in self._metrics.read_text()
+def run_apart(workdir: Path, *arguments: str) -> int:
+    """`lavit train` with `configs/mini.py`, in a process of its own; its exit status."""
+    command = ["-m", "lavit_jax", "train", "--config", "configs/mini.py", "--workdir", str(workdir)]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.run([sys.executable, *command, *arguments], env=env, check=False).returncode

@@ -28,7 +28,7 @@ COUNTS = (  # field, least
     ("health.max_skipped", 2),
     ("health.rewinds", 0),
     ("log.every", 1),
-    ("log.sample_every", 1),
+    ("log.sample_every", 0),
     ("evaluation.most", 0),
     ("evaluation.train_captions", 1),
 )

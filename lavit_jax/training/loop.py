@@ -137,7 +137,8 @@ class _Session:
                     self._give_up_if_useless(recorder, current, data)
                 if step % run.config.checkpoint.every == 0 or step == phase.end:
                     self._save(recorder, current, data)
-                if step % run.config.log.sample_every == 0 or step == phase.end:
+                every = run.config.log.sample_every
+                if every and (step % every == 0 or step == phase.end):
                     with spending("samples"):
                         samples.write(run, phase, current, step)
                 if self._interruption.requested():

@@ -63,6 +63,6 @@ def test_only_kept_patches_are_features(run, state):
 
 def test_a_stop_asked_for_meanwhile_is_heeded(run, state, monkeypatch):
     interruption = Interruption()
-    monkeypatch.setattr(Interruption, "requested", property(lambda self: True))
+    monkeypatch.setattr(Interruption, "requested", lambda self: True)
     with pytest.raises(SystemExit):
         codebook_start.begin(run, phase_named(run, "quantize"), state, interruption)

@@ -19,7 +19,7 @@ from lavit_jax.cli.main import main
 from lavit_jax.training.metrics import read_metrics
 from lavit_jax.training.run import train
 from lavit_jax.training.schedule import make_schedule
-from small_run import OVERRIDES, TOTAL, Program, losses
+from small_run import OVERRIDES, TOTAL, UNSEEN, losses, run_apart
 from tiny import mini_config
 
 KILLS = 4
@@ -31,13 +31,13 @@ def disturbed(new_workdir: Callable[[], Path]) -> tuple[Path, list[tuple[int, st
     """A run that was killed, terminated and interrupted; exit status and output of each part."""
     workdir = new_workdir()
     log = workdir / "batches.log"
-    parts = [Training(workdir, log, OVERRIDES).kill(*when) for when in kills.moments(KILLS, seed=1)]
+    parts = [Training(workdir, log, UNSEEN).kill(*when) for when in kills.moments(KILLS, seed=1)]
     for step, numbers in ((16, [signal.SIGTERM] * 3), (19, [signal.SIGINT])):
-        training = Training(workdir, log, OVERRIDES)
+        training = Training(workdir, log, UNSEEN)
         while max(kills.examples_seen(log)) < step:
             time.sleep(0.005)
         parts.append(training.signal(*numbers))
-    parts.append(Training(workdir, log, OVERRIDES).end())
+    parts.append(Training(workdir, log, UNSEEN).end())
     return workdir, parts
 
 
@@ -45,7 +45,7 @@ def disturbed(new_workdir: Callable[[], Path]) -> tuple[Path, list[tuple[int, st
 def selector_first(new_workdir: Callable[[], Path]) -> Path:
     """The work directory of a run in the other order of stage one."""
     workdir = new_workdir()
-    train(mini_config(*OVERRIDES, config=SELECTOR_FIRST), workdir)
+    train(mini_config(*UNSEEN, config=SELECTOR_FIRST), workdir)
     return workdir
 
 
@@ -146,7 +146,7 @@ def test_losses_agree_on_one_device_and_on_eight(whole_run, new_workdir, monkeyp
     one = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     monkeypatch.setenv("XLA_FLAGS", one)
     workdir = new_workdir()
-    assert Program(workdir).end()[0] == 0
+    assert run_apart(workdir, *UNSEEN) == 0
     alone, eight = losses(workdir), losses(whole_run)
     assert len(alone) == TOTAL
     np.testing.assert_allclose(alone, eight, rtol=0, atol=1e-5)

@@ -118,7 +118,9 @@ def test_two_processes_go_on_where_they_were_and_learn_what_one_learns(pairs, ne
     np.testing.assert_allclose(disturbed, losses(alone)[: len(disturbed)], rtol=0, atol=1e-5)
     entries = launches.read(workdir)
     assert [each["mesh"]["processes"] for each in entries] == [2, 2]
-    assert [each["status"] for each in entries] == ["running", "stopped"]
+    # Whether the one that is left still gets to say that it failed is a race.
+    assert entries[0]["status"] in ("running", "failed")
+    assert entries[1]["status"] == "stopped"
 
 
 def test_one_process_alone_agrees_with_itself_at_once(run):

@@ -96,7 +96,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         ("health.spike=-1.0", r"health\.spike"),
         ("health.rewinds=-1", r"health\.rewinds"),
         ("health.hang_seconds=-1.0", r"health\.hang_seconds"),
-        ("log.sample_every=0", r"log\.sample_every"),
+        ("log.sample_every=-1", r"log\.sample_every"),
         ("mesh.data=3", "mesh"),
         ("model.encoder.heads=5", r"config\.model\.encoder: .*heads must divide width"),
         ("model.llm.heads=0", r"config\.model\.llm: "),
