@@ -83,12 +83,15 @@ def tokenizer_phase(steps: int, *, quantize: bool) -> ConfigDict:
             # Ours (0 is the paper): makes decisions certain within a few hundred steps, so that
             # greedy decisions keep the share that sampled ones were trained for. Lower before
             # quantizing: decisions made before the decoder reads codes are the same for all.
-            "entropy_weight": 0.05 if quantize else 0.03,
+            "entropy_weight": 0.1 if quantize else 0.03,
             "commitment": 1.0,  # borrowed (BEiT-2)
             "pixel_weight": 2.0,  # of the one-pass pixel head
             # Share of the pixel head's gradient that goes on to the codes. The paper's tokenizer
             # learns from features alone (0); so small a one learns sooner from pixels too (ours).
             "pixel_gradient": 1.0,
-            "optimizer": common.optimizer(4e-3, b2=0.99, weight_decay=0.05, warmup=50),
+            # At the higher rate a codebook collapses: features and codes run into each other.
+            "optimizer": common.optimizer(
+                1.5e-3 if quantize else 4e-3, b2=0.99, weight_decay=0.05, warmup=50
+            ),
         }
     )
