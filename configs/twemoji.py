@@ -81,9 +81,9 @@ def tokenizer_phase(steps: int, *, quantize: bool) -> ConfigDict:
             "kept_share": 1 / 3,  # rho
             "share_weight": 2.0,  # lambda
             # Ours (0 is the paper): makes decisions certain within a few hundred steps, so that
-            # greedy decisions keep the share that sampled ones were trained for. Lower before
-            # quantizing: decisions made before the decoder reads codes are the same for all.
-            "entropy_weight": 0.1 if quantize else 0.03,
+            # greedy decisions keep the share that sampled ones were trained for, and so that the
+            # codebook starts on features that stay.
+            "entropy_weight": 0.1,
             "commitment": 1.0,  # borrowed (BEiT-2)
             "pixel_weight": 2.0,  # of the one-pass pixel head
             # Share of the pixel head's gradient that goes on to the codes. The paper's tokenizer
