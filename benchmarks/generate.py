@@ -2,7 +2,8 @@
 
 Both hold the same random float32 weights and the same prompts, decode greedily with a key/value
 cache and classifier-free guidance, and must write the same ids. transformers runs the faster of
-its two ways: its own `generate(guidance_scale=...)`, and both branches as one batch by hand.
+its two ways: its own `generate(guidance_scale=...)`, and both branches as one batch by hand. Both
+forbid the same ids; transformers scores them first, lavit_jax, as in `lavit draw`, does not.
 
     pip install -e '.[convert]' transformers
     python benchmarks/generate.py --size 100M --size 1B --batch 1 --batch 8

@@ -1,8 +1,8 @@
 """All of LaVIT on 4,009 drawn pictures, on two CPU cores.
 
-`configs/twemoji.py` is the quickstart (a quarter of an hour); `configs/twemoji.py:full` trains
-the same model for about an hour. `configs/twemoji.py:quick,selector_first` trains stage one in the
-other of the two orders the paper's maintainer tells (`common.SCHEDULES`).
+`configs/twemoji.py` is the quickstart, laid out for a quarter of an hour; `configs/twemoji.py:full`
+trains the same model four and a half times as long. `configs/twemoji.py:quick,selector_first`
+trains stage one in the other of the two orders the paper's maintainer tells (`common.SCHEDULES`).
 """
 
 from ml_collections import ConfigDict

@@ -138,8 +138,8 @@ def sample_codes(
     least, most = _bounds(engine, options)
     banned = banned_ids(engine.modules, text=False, first_text=options.first_suppressed)
     # With all text and [IMG] suppressed [/IMG] is the first id there is.
-    whole = options.first_suppressed > 0 or options.repetition_penalty != 1
-    first = 0 if whole else engine.special.image_end
+    score_all = options.first_suppressed > 0 or options.repetition_penalty != 1
+    first = 0 if score_all else engine.special.image_end
     scales = [options.mixed_guidance if p.mixed else options.guidance for p in prompts]
     codes: list[np.ndarray] = []
     for start in range(0, len(jobs), ROWS):

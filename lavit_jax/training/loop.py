@@ -119,12 +119,12 @@ class _Session:
         run, spending = self._run, self._goodput.spending
         step_fn = self._goodput.first_call(phase_start.compiled_step(run, phase), "compile")
         recorder = Recorder(run, phase, self._writer)
-        while (step := int(self._step)) < phase.end:
+        while self._step < phase.end:
             if (back := self._before_spike(phase, recorder)) is not None:
                 current = self._rewind(back, recorder, data)
                 recorder = Recorder(run, phase, self._writer)
                 continue
-            step += 1
+            step = self._step + 1
             with spending("restart" if step <= self._known else goodput.STEPS):
                 with spending("input"):
                     batch = feed.to_mesh(next(data), run.mesh)

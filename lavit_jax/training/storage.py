@@ -35,7 +35,7 @@ class Storage:
 
     Attributes:
       local: everything but checkpoints.
-      checkpoints: they.
+      checkpoints: directory of the checkpoints, a local or an epath one.
       publish: makes what is in `local` last; called before every checkpoint and at the end.
     """
 

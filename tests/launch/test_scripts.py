@@ -13,8 +13,6 @@ SCRIPTS = [
     ".ci/run",
 ]
 
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-
 
 def bash(*args: str, **kwargs) -> subprocess.CompletedProcess:
     return subprocess.run(

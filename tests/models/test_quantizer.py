@@ -4,7 +4,6 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -102,7 +101,6 @@ def test_padding_changes_nothing():
     np.testing.assert_array_equal(padded.count_K, other.count_K)
 
 
-@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 def test_statistics_are_summed_over_all_devices():
     z = unit(1, M, C)
     ids = quantizer.nearest_code(z, book().codes_KC)
