@@ -29,7 +29,7 @@ def get_config(arg: str = "quick") -> ConfigDict:
     config.phases = {
         "encoder": {
             "objective": "contrastive",
-            "steps": int(400 * scale),
+            "steps": int(500 * scale),
             "batch_size": 96,
             "modules": ("encoder", "text_tower", "contrastive", "pixel_head"),
             "pixel_weight": 4.0,  # of the patches' linear readout, which keeps features local
@@ -38,30 +38,30 @@ def get_config(arg: str = "quick") -> ConfigDict:
             "alike_weight": 5.0,
             "optimizer": common.optimizer(1.5e-3, b2=0.95, weight_decay=0.05, warmup=50),
         },
-        "select": tokenizer_phase(int(250 * scale), quantize=False),
-        "quantize": tokenizer_phase(int(700 * scale), quantize=True),
+        "select": tokenizer_phase(int(300 * scale), quantize=False),
+        "quantize": tokenizer_phase(int(600 * scale), quantize=True),
         # The same steps in all, for "selector_first".
         "reconstruct": {
-            **tokenizer_phase(int(125 * scale), quantize=False),
+            **tokenizer_phase(int(150 * scale), quantize=False),
             "modules": BUT_SELECTOR,
             "selection": "random",
         },
         "selector_alone": {
-            **tokenizer_phase(int(125 * scale), quantize=False),
+            **tokenizer_phase(int(150 * scale), quantize=False),
             "modules": ("selector",),
         },
         "quantize_rest": {
-            **tokenizer_phase(int(700 * scale), quantize=True),
+            **tokenizer_phase(int(600 * scale), quantize=True),
             "modules": BUT_SELECTOR,
             "selection": "greedy",
         },
         "unified": {
             "objective": "unified",
-            "steps": int(1300 * scale),
+            "steps": int(900 * scale),
             "batch_size": 8,  # rows of data.row_length tokens
             "modules": ("conditioner", "llm"),
             # SEED's values but for the learning rate, which suits a small model.
-            "optimizer": common.optimizer(3e-3, b2=0.95, weight_decay=0.05, warmup=60),
+            "optimizer": common.optimizer(2e-3, b2=0.95, weight_decay=0.05, warmup=60),
         },
     }
     return config
@@ -89,9 +89,7 @@ def tokenizer_phase(steps: int, *, quantize: bool) -> ConfigDict:
             # Share of the pixel head's gradient that goes on to the codes. The paper's tokenizer
             # learns from features alone (0); so small a one learns sooner from pixels too (ours).
             "pixel_gradient": 1.0,
-            # At the higher rate a codebook collapses: features and codes run into each other.
-            "optimizer": common.optimizer(
-                1.5e-3 if quantize else 4e-3, b2=0.99, weight_decay=0.05, warmup=50
-            ),
+            # At 4e-3 features and codes run into each other while quantizing.
+            "optimizer": common.optimizer(1.5e-3, b2=0.99, weight_decay=0.05, warmup=50),
         }
     )
