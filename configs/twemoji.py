@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from . import common, models
 
-# Steps of stage zero, of stage one without and with quantization, and of stage two.
-STEPS = {"quick": (500, 300, 600, 900), "full": (900, 700, 4500, 4000)}
+# Steps of stage zero, of the three phases of stage one, and of stage two.
+STEPS = {"quick": (450, 150, 200, 550, 850), "full": (700, 400, 700, 4200, 4000)}
 BUT_SELECTOR = ("merger", "quantizer", "decoder", "pixel_head")
 TOKENIZER_MODULES = ("selector", *BUT_SELECTOR)
 
@@ -20,7 +20,7 @@ def get_config(arg: str = "quick") -> ConfigDict:
     size, _, order = arg.partition(",")
     if size not in STEPS:
         raise ValueError(f"arg must be 'quick' or 'full', got {arg!r}")
-    encode, select, quantize, unify = STEPS[size]
+    encode, reconstruct, select, quantize, unify = STEPS[size]
     config = ConfigDict({"name": f"twemoji-{arg.replace(',', '-')}", "seed": 0})
     config.model = models.twemoji()
     config.data = common.data()
@@ -28,6 +28,11 @@ def get_config(arg: str = "quick") -> ConfigDict:
     # Stage zero trains the encoder; stage one has one of two orders; stage two
     # is the unified model.
     config.schedule = common.schedule(order or "together")
+    if "reconstruct" not in config.schedule:
+        # Before merger and decoder can say what a patch is worth, a selector that learns with them
+        # settles on the same places of every picture.
+        first, *others = config.schedule
+        config.schedule = (first, "reconstruct", *others)
     config.phases = {
         "encoder": {
             "objective": "contrastive",
@@ -40,16 +45,17 @@ def get_config(arg: str = "quick") -> ConfigDict:
             "alike_weight": 5.0,
             "optimizer": common.optimizer(1.5e-3, b2=0.95, weight_decay=0.05, warmup=50),
         },
-        "select": tokenizer_phase(select, quantize=False),
-        "quantize": tokenizer_phase(quantize, quantize=True),
-        # The same steps in all, for "selector_first".
+        # Merger and decoder on patches kept at random.
         "reconstruct": {
-            **tokenizer_phase(select // 2, quantize=False),
+            **tokenizer_phase(reconstruct, quantize=False),
             "modules": BUT_SELECTOR,
             "selection": "random",
         },
+        "select": tokenizer_phase(select, quantize=False),
+        "quantize": tokenizer_phase(quantize, quantize=True),
+        # The same steps in all, for "selector_first".
         "selector_alone": {
-            **tokenizer_phase(select // 2, quantize=False),
+            **tokenizer_phase(select, quantize=False),
             "modules": ("selector",),
         },
         "quantize_rest": {
