@@ -164,6 +164,27 @@ def sd15() -> ConfigDict:
     )
 
 
+def sdxl() -> ConfigDict:
+    """SDXL's U-Net, autoencoder and noise schedule; x_rec is its only condition (ours: the
+    published one is also given sizes and a pooled condition)."""
+    config = sd15()
+    config.size = 1024
+    config.unet.update(
+        {
+            "channels": (320, 640, 1280),
+            "layers": (2, 2, 2),
+            "down_attention": (False, True, True),
+            "up_attention": (False, True, True),
+            "heads": (5, 10, 20),
+            "depths": (1, 2, 10),
+            "condition": 2048,
+            "linear_projection": True,
+        }
+    )
+    config.autoencoder.scaling = 0.13025
+    return config
+
+
 def twemoji_pixels() -> ConfigDict:
     """Diffuses 64 px pictures as 16 x 16 patches of 4 x 4 pixels, without an autoencoder."""
     return ConfigDict(

@@ -1,5 +1,8 @@
 """The pixel decoder at the published sizes: an SD 1.5 U-Net that paints from x_rec (SPEC 8).
 
+`configs/pixel_decoder.py:PRESET` with a preset of `configs/pods.py`; `PRESET,sdxl` has a U-Net of
+SDXL's size instead, which paints 1024 px.
+
 Start from published weights (a folder in their layout with SD 1.5's `unet/`, `vae/` and
 `scheduler/` in `pixel_decoding/`) or from a work directory with a trained tokenizer:
 
@@ -8,20 +11,24 @@ Start from published weights (a folder in their layout with SD 1.5's `unet/`, `v
 
 from ml_collections import ConfigDict
 
-from . import common, models
+from . import common, models, pods
+
+UNETS = {"sd15": models.sd15, "sdxl": models.sdxl}
 
 
-def get_config(arg: str = "") -> ConfigDict:
-    """Takes no argument."""
-    if arg:
-        raise ValueError(f"configs/pixel_decoder.py takes no argument, got {arg!r}")
-    config = ConfigDict({"name": "pixel-decoder", "seed": 0, "start_from": ""})
+def get_config(arg: str = "v5p-128") -> ConfigDict:
+    """`arg`: a preset of `configs/pods.py`, then "," and one of `UNETS` if not "sd15"."""
+    preset, _, unet = arg.partition(",")
+    if (unet or "sd15") not in UNETS:
+        raise ValueError(f"the U-Net must be one of {', '.join(UNETS)}, got {unet!r}")
+    config = ConfigDict({"name": f"pixel-decoder-{arg.replace(',', '-')}", "seed": 0})
+    config.start_from = ""
     config.model = models.vitg_llama7b()
-    config.model.pixels = models.sd15()
+    config.model.pixels = UNETS[unet or "sd15"]()
     config.data = common.data()
     config.update(common.run())
-    config.checkpoint.every = 1000
-    config.log.sample_every = 1000
+    config.update(pods.long_run())
+    config.mesh = pods.mesh(preset)
     config.schedule = ("pixels",)
     config.phases = {"pixels": pixel_phase(20_000, batch_size=256)}
     config.phases.pixels.frozen = ("lowres_autoencoder",)

@@ -23,7 +23,7 @@ from lavit_jax.inference import api
 from lavit_jax.report import galleries
 from lavit_jax.report.data import Gallery, ReportData, twemoji_bars
 from lavit_jax.report.html import write_report
-from lavit_jax.training import goodput, launches
+from lavit_jax.training import goodput, launches, storage
 from lavit_jax.training.metrics import read_metrics
 from lavit_jax.training.run import claim_workdir, train
 
@@ -50,7 +50,9 @@ def run(workdir: Path, spec: str, overrides: Sequence[str] = ()) -> Path:
             f"the quickstart measures itself on twemoji, not on {config.data.dataset}: use "
             "`lavit train`"
         )
-    claim_workdir(config, workdir)
+    if storage.is_bucket(workdir):
+        raise UserError(f"--workdir {workdir}: the quickstart needs a directory of this machine")
+    claim_workdir(config, storage.on_disk(workdir))
     report = workdir / "report" / "index.html"
     if report.is_file():
         _say(f"finished before; delete {workdir} to start anew")

@@ -38,13 +38,18 @@ def default_workdir() -> Path:
     return Path(os.environ.get("LAVIT_WORKDIR") or "workdir/quickstart")
 
 
+def directory(text: str) -> Path | str:
+    """A work directory as typed; `Path` would make `gs:/` of `gs://`."""
+    return text if "://" in text else Path(text)
+
+
 def add_workdir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir",
-        type=Path,
+        type=directory,
         default=default_workdir(),
         metavar="DIR",
-        help="of the training run, or a converted checkpoint "
+        help="of the training run (also gs://BUCKET/FOLDER), or a converted checkpoint "
         "(default: $LAVIT_WORKDIR or workdir/quickstart)",
     )
 
@@ -205,13 +210,15 @@ def load_images(paths: Sequence[str]) -> list[np.ndarray]:
     return [load_image(path) for path in paths]
 
 
-def load_model(workdir: Path) -> Lavit:
+def load_model(workdir: Path | str) -> Lavit:
     """The model of a work directory, or of a converted checkpoint.
 
     Raises:
       UserError: there is none.
     """
-    if not any((workdir / name).is_file() for name in ("config.json", "model.json")):
+    if isinstance(workdir, Path) and not any(
+        (workdir / name).is_file() for name in ("config.json", "model.json")
+    ):
         raise UserError(
             f"{workdir} has no trained model: run `lavit quickstart` first, or name a training "
             "run's or a converted checkpoint's directory with --workdir"

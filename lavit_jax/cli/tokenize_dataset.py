@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from lavit_jax.cli.common import add_json, print_json
+from lavit_jax.cli.common import add_json, directory, print_json
 
 EXAMPLES = """\
 examples:
@@ -23,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         required=True,
-        type=Path,
+        type=directory,
         metavar="DIR",
-        help="work directory of the run with the tokenizer",
+        help="work directory of the run with the tokenizer; also gs://BUCKET/FOLDER",
     )
     add_json(parser)
     parser.set_defaults(resumes=True)

@@ -10,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+from lavit_jax.cli.common import directory
+
 EXAMPLES = """\
 examples:
   lavit train --config configs/mini.py --workdir workdir/mini
@@ -29,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stored = os.environ.get("LAVIT_WORKDIR")
     parser.add_argument(
         "--workdir",
-        type=_directory,
+        type=directory,
         required=not stored,
         default=stored,
         metavar="DIR",
@@ -37,11 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "machine (default: $LAVIT_WORKDIR)",
     )
     parser.set_defaults(overrides=[], resumes=True)
-
-
-def _directory(text: str) -> Path | str:
-    # `Path` would make `gs:/` of `gs://`.
-    return text if "://" in text else Path(text)
 
 
 def run(args: argparse.Namespace) -> None:

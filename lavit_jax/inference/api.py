@@ -316,7 +316,7 @@ def load(workdir: str | os.PathLike[str]) -> Lavit:
     The diffusion decoders of a converted one are read when they are first used.
 
     Args:
-      workdir: the run's directory, or one made by `lavit convert`.
+      workdir: the run's directory (also `gs://BUCKET/FOLDER`), or one made by `lavit convert`.
 
     Raises:
       UserError: no such directory, or it has no readable checkpoint.
@@ -325,7 +325,7 @@ def load(workdir: str | os.PathLike[str]) -> Lavit:
         return _load_converted(Path(workdir))
     from lavit_jax.training.restore import restore
 
-    found = restore(Path(workdir))
+    found = restore(workdir)
     decoders = pixels.trained(found.modules, found.params, found.codebook)
     return Lavit(found.modules, found.params, found.codebook, found.text, decoders=decoders)
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from lavit_jax.errors import UserError
 from lavit_jax.inference import abstract as inference
 from lavit_jax.models import lavit
-from lavit_jax.models.config import lavit_config
+from lavit_jax.models.config import LavitConfig, lavit_config
 from lavit_jax.parallel.mesh import batch_parts, make_mesh
 from lavit_jax.parallel.topology import Topology
 from lavit_jax.planning import workload
@@ -39,9 +39,6 @@ def make_job(config: ConfigDict, name: str, topology: Topology, devices: Sequenc
     if name in PARTS:
         return _generation(config, name, topology, devices)
     phase = next(phase for phase in make_schedule(config) if phase.name == name)
-    objective = phase.config["objective"]
-    if objective not in training.STACKS:
-        raise UserError(f"--phase {name}: {objective} phases cannot be planned")
     return _phase(config, phase, topology, devices)
 
 
@@ -60,13 +57,12 @@ def _phase(config: ConfigDict, phase: Phase, topology: Topology, devices: Sequen
     check_batch(phase, mesh)
     modules = _modules(config)
     sizes = modules.config
-    main = sizes.llm if phase.config["objective"] == "unified" else sizes.merger
     rows = phase.config["batch_size"]
     settings = {
         "rows": rows,
         "rows_per_chip": rows / mesh.size,
         "accumulate": phase.config.get("accumulate", 1),
-        "remat": main.remat,
+        "remat": _remat(phase.config["objective"], sizes),
     }
     if phase.config["objective"] == "unified":
         settings["row_length"] = config.data.row_length
@@ -80,6 +76,14 @@ def _phase(config: ConfigDict, phase: Phase, topology: Topology, devices: Sequen
         phase.steps,
         settings,
     )
+
+
+def _remat(objective: str, sizes: LavitConfig) -> str:
+    """Of the modules that an objective spends most of its memory on."""
+    if objective == "diffusion":
+        assert sizes.pixels is not None
+        return "full" if sizes.pixels.unet.remat else "none"
+    return sizes.llm.remat if objective == "unified" else sizes.merger.remat
 
 
 def _generation(config: ConfigDict, name: str, topology: Topology, devices: Sequence[Any]) -> Job:

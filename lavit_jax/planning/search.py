@@ -51,6 +51,8 @@ def apply(config: ConfigDict, name: str, found: Candidate, topology: Topology) -
     phase.batch_size = found.rows_per_chip * topology.chips
     if phase.objective == "unified":
         changed.model.llm.remat = found.remat
+    elif phase.objective == "diffusion":
+        changed.model.pixels.unet.remat = found.remat == "full"
     else:
         changed.model.merger.remat = changed.model.decoder.remat = found.remat
     return changed

@@ -22,6 +22,7 @@ STACKS: dict[str, tuple[str, ...]] = {
     "contrastive": ("encoder", "text_tower"),
     "tokenizer": ("encoder", "merger", "decoder", "pixel_head"),
     "unified": ("encoder", "merger", "llm"),
+    "diffusion": ("encoder", "merger", "decoder"),  # the U-Net stands in the program as it is
 }
 
 
@@ -64,6 +65,8 @@ def batch_shapes(
             "images": ((rows, *picture), jnp.uint8),
             "index": ((rows,), jnp.int32),
         }
+        if c.pixels is not None and c.pixels.size != c.encoder.image_size:
+            shapes["pixels"] = ((rows, c.pixels.size, c.pixels.size, 3), jnp.uint8)
         if phase.config["objective"] == "contrastive":
             shapes["text"] = ((rows, c.text_tower.length), jnp.int32)
         return shapes

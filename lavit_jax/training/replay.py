@@ -15,7 +15,7 @@ from jaxtyping import Array
 from lavit_jax.errors import UserError
 from lavit_jax.parallel import feed
 from lavit_jax.parallel.mesh import make_mesh, placed
-from lavit_jax.training import restore
+from lavit_jax.training import restore, storage
 from lavit_jax.training.checkpoints import read_step
 from lavit_jax.training.objectives import Batch, make_objective
 from lavit_jax.training.run import abstract_state
@@ -72,7 +72,7 @@ def replay(path: Path) -> Finding:
       UserError: the file or its checkpoint is missing or damaged.
     """
     batch, step, workdir = _read(path), _step(path), path.absolute().parent.parent
-    opened = restore.open_workdir(workdir)
+    opened = restore.open_workdir(storage.on_disk(workdir))
     config, modules = opened.config, opened.modules
     phases = make_schedule(config)
     phase = phase_at(phases, step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +15,12 @@ from lavit_jax.models.config import lavit_config
 from lavit_jax.models.lavit import Modules
 from lavit_jax.models.quantizer import Codebook
 from lavit_jax.parallel.mesh import make_mesh
+from lavit_jax.training import storage
 from lavit_jax.training.checkpoints import read_json, read_latest
 from lavit_jax.training.optimizer import averaged
 from lavit_jax.training.run import abstract_state
 from lavit_jax.training.schedule import make_schedule
+from lavit_jax.training.storage import Storage
 
 
 class Restored(NamedTuple):
@@ -40,29 +42,29 @@ class Opened(NamedTuple):
     text: TextTokenizer
 
 
-def open_workdir(workdir: Path) -> Opened:
+def open_workdir(place: Storage) -> Opened:
     """Reads config and text tokenizer of a work directory; changes nothing.
 
     Raises:
       UserError: the directory is missing, was not made by `lavit train`, or has no checkpoint yet.
     """
-    stored = workdir / "config.json"
+    stored = place.local / "config.json"
     if not stored.is_file():
         raise UserError(
-            f"{workdir} is not a work directory: no config.json in it; "
+            f"{place.name} is not a work directory: no config.json in it; "
             "train one first (`lavit quickstart`) or pass --workdir"
         )
     config = ConfigDict(read_json(stored))
-    model = workdir / "text.model"
-    if not (workdir / "checkpoints").is_dir() or not model.is_file():
-        raise UserError(f"{workdir} has no checkpoint yet; let the training reach its first save")
+    model = place.local / "text.model"
+    if not place.checkpoints.is_dir() or not model.is_file():
+        raise UserError(f"{place.name} has no checkpoint yet; let training reach its first save")
     text = TextTokenizer(model)
     return Opened(
         config, lavit.build_modules(lavit_config(config.model.to_dict(), text.vocab_size)), text
     )
 
 
-def restore(workdir: Path) -> Restored:
+def restore(workdir: str | os.PathLike[str]) -> Restored:
     """Reads config, text tokenizer and newest checkpoint of a work directory; changes nothing.
 
     Where a phase averages its weights, the averaged ones are given.
@@ -70,14 +72,15 @@ def restore(workdir: Path) -> Restored:
     Raises:
       UserError: as `open_workdir`, or no checkpoint is complete.
     """
-    config, modules, text = open_workdir(workdir)
+    place = storage.to_read(workdir)
+    config, modules, text = open_workdir(place)
     phases = make_schedule(config)
     mesh = make_mesh(data=len(jax.devices()))
     found = read_latest(
-        workdir / "checkpoints",
-        lambda place: abstract_state(modules, phases, mesh, config.seed, place["step"]),
+        place.checkpoints,
+        lambda at: abstract_state(modules, phases, mesh, config.seed, at["step"]),
     )
     if found is None:
-        raise UserError(f"{workdir / 'checkpoints'} has no complete checkpoint yet")
+        raise UserError(f"{place.checkpoints} has no complete checkpoint yet")
     params = {**found.state.params, **averaged(found.state.opt_state)}
     return Restored(config, found.step, modules, params, found.state.codebook, text)

@@ -7,7 +7,6 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -69,21 +68,21 @@ class Run:
         return self.phases[-1].end
 
 
-def claim_workdir(config: ConfigDict, workdir: Path, checkpoints: Any = None) -> None:
+def claim_workdir(config: ConfigDict, place: Storage) -> None:
     """Makes the work directory of this config, or checks that it already is.
 
     Before the first checkpoint another config may take its place: nothing is lost by that.
 
     Args:
       config: the experiment.
-      workdir: a local directory.
-      checkpoints: where they are, if not in it.
+      place: the work directory.
 
     Raises:
       UserError: a config that cannot work, a directory with checkpoints of another config, or one
         that cannot be written.
     """
     check_config(config)
+    workdir = place.local
     stored, text = workdir / "config.json", configs.to_json(config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -91,10 +90,10 @@ def claim_workdir(config: ConfigDict, workdir: Path, checkpoints: Any = None) ->
         if changed == []:
             return
         if changed:
-            if any_saved(checkpoints or workdir / "checkpoints"):
+            if any_saved(place.checkpoints):
                 shown = "; ".join(changed[:3]) + (" ..." if len(changed) > 3 else "")
                 raise UserError(
-                    f"{workdir} belongs to another config: {shown} (stored -> now); "
+                    f"{place.name} belongs to another config: {shown} (stored -> now); "
                     "choose another --workdir"
                 )
             for made in MADE_BY_CONFIG:
@@ -103,7 +102,7 @@ def claim_workdir(config: ConfigDict, workdir: Path, checkpoints: Any = None) ->
         aside.write_text(text)
         os.replace(aside, stored)
     except OSError as error:
-        raise UserError(f"cannot write to the work directory {workdir}: {error}") from error
+        raise UserError(f"cannot write to the work directory {place.name}: {error}") from error
 
 
 def _differences(stored: Path, text: str) -> list[str] | None:
@@ -145,7 +144,7 @@ def start(config: ConfigDict, place: Storage, started: float | None = None) -> R
     for phase in phases:
         check_batch(phase, mesh)
     starting.check(config, phases)
-    first_alone(lambda: claim_workdir(config, place.local, place.checkpoints))
+    first_alone(lambda: claim_workdir(config, place))
     data_dir, text = first_alone(lambda: prepare(config, place.local))
     modules = lavit.build_modules(lavit_config(config.model.to_dict(), text.vocab_size))
     return Run(config, place, data_dir, text, modules, mesh, phases, started)
@@ -195,8 +194,7 @@ def train(
     from lavit_jax.training.loop import fit
 
     jax.config.update("jax_threefry_partitionable", True)
-    bucket = storage.is_bucket(workdir)
-    place = storage.in_bucket(str(workdir)) if bucket else storage.on_disk(Path(workdir))
+    place = storage.to_write(workdir)
     try:
         fit(start(config, place, started))
     finally:

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from lavit_jax.errors import UserError
 from lavit_jax.models.quantizer import Codebook
+from lavit_jax.training import storage
 from lavit_jax.training.schedule import Phase
 from lavit_jax.training.state import TrainState
 
@@ -42,14 +43,17 @@ def check(config: ConfigDict, phases: tuple[Phase, ...]) -> None:
             f"config.start_from is empty, but phase {first.name!r} trains on a trained tokenizer: "
             "name a finished work directory, --config.start_from=DIR"
         )
-    if source and not Path(source).is_dir():
+    if source and not storage.is_bucket(source) and not Path(source).is_dir():
         raise UserError(f"config.start_from={source!r}: no such folder")
 
 
 def copy_text_model(config: ConfigDict, model: Path) -> None:
     """The text tokenizer of the run this one starts from: its language model counts on it."""
-    stored = Path(config.get("start_from", "")) / model.name
-    if config.get("start_from") and stored.is_file() and not model.exists():
+    source = config.get("start_from", "")
+    if not source or model.exists():
+        return
+    stored = storage.to_read(source).local / model.name
+    if stored.is_file():
         aside = model.with_suffix(".tmp")
         shutil.copyfile(stored, aside)
         os.replace(aside, model)
@@ -69,7 +73,7 @@ def begin(
     Raises:
       UserError: a frozen module is missing there, or a module has other shapes.
     """
-    source = Path(run.config.start_from)
+    source = run.config.start_from
     stored, book = _load(source)
     missing = [n for n in phase.names if n not in stored and n not in phase.trained]
     if missing or book is None:
@@ -86,8 +90,8 @@ def begin(
     return fresh.replace(params=params, codebook=codes, opt_state=opt_state)  # type: ignore[attr-defined]
 
 
-def _load(source: Path) -> tuple[Mapping[str, Any], Codebook | None]:
-    if (source / "config.json").is_file():
+def _load(source: str) -> tuple[Mapping[str, Any], Codebook | None]:
+    if storage.is_bucket(source) or (Path(source) / "config.json").is_file():
         from lavit_jax.training.restore import restore
 
         found = restore(source)
@@ -95,12 +99,12 @@ def _load(source: Path) -> tuple[Mapping[str, Any], Codebook | None]:
     from lavit_jax.convert import published
 
     wanted = (published.VISUAL, "pixel_decoding")
-    parts = published.parts_of(source, known=wanted)
-    loaded = published.load_published(source, parts)
+    parts = published.parts_of(Path(source), known=wanted)
+    loaded = published.load_published(Path(source), parts)
     return loaded.params, loaded.codebook
 
 
-def _placed(name: str, stored: Any, fresh: Any, source: Path) -> Any:
+def _placed(name: str, stored: Any, fresh: Any, source: str) -> Any:
     """Stored arrays where the fresh ones lie."""
     ours, theirs = (
         {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(t)}

@@ -7,8 +7,10 @@ checkpoint, and checkpoints to the bucket itself. Prepared data stay on each mac
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -34,11 +36,13 @@ class Storage:
     """Where a run writes.
 
     Attributes:
+      name: what the user calls it.
       local: everything but checkpoints.
       checkpoints: directory of the checkpoints, a local or an epath one.
       publish: makes what is in `local` last; called before every checkpoint and at the end.
     """
 
+    name: str
     local: Path
     checkpoints: Any
     publish: Callable[[], None]
@@ -46,22 +50,26 @@ class Storage:
 
 def on_disk(workdir: Path) -> Storage:
     """A local work directory, where everything lasts as it is written."""
-    return Storage(workdir, workdir / "checkpoints", lambda: None)
+    return Storage(str(workdir), workdir, workdir / "checkpoints", lambda: None)
 
 
-def in_bucket(url: str, remote: epath.Path | None = None) -> Storage:
+def in_bucket(url: str, *, reading: bool = False) -> Storage:
     """A work directory on an object store; what it has so far is downloaded.
 
     Args:
       url: `gs://BUCKET/FOLDER`.
-      remote: the same as a path; by default what `epath` makes of it.
+      reading: nothing will be written: a run that may be going on here is left alone.
 
     Raises:
       UserError: it cannot be read.
     """
-    name = f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{jax.process_index()}"
+    # Readers of one machine must not take files from under each other.
+    of = f"read-{os.getpid()}" if reading else jax.process_index()
+    name = f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{of}"
     local = Path(tempfile.gettempdir()) / "lavit_jax" / name
-    remote = epath.Path(url) if remote is None else remote
+    if reading:
+        atexit.register(shutil.rmtree, local, ignore_errors=True)
+    remote = _remote(url)
     try:
         _download(remote, local)
     except ImportError as error:
@@ -73,8 +81,23 @@ def in_bucket(url: str, remote: epath.Path | None = None) -> Storage:
         raise UserError(f"cannot read the work directory {url}: {error}") from error
     sent = {path: _stamp(local / path) for path in _files(local)}
     # Checkpoints are made of parts by every process, the rest by the first.
-    publish = (lambda: _upload(local, remote, sent)) if jax.process_index() == 0 else lambda: None
-    return Storage(local, remote / "checkpoints", publish)
+    writes = jax.process_index() == 0 and not reading
+    publish = (lambda: _upload(local, remote, sent)) if writes else lambda: None
+    return Storage(url, local, remote / "checkpoints", publish)
+
+
+def to_write(workdir: str | os.PathLike[str]) -> Storage:
+    """The work directory of a run that is about to train."""
+    return in_bucket(str(workdir)) if is_bucket(workdir) else on_disk(Path(workdir))
+
+
+def to_read(workdir: str | os.PathLike[str]) -> Storage:
+    """The work directory of a run whose model is used."""
+    return in_bucket(str(workdir), reading=True) if is_bucket(workdir) else on_disk(Path(workdir))
+
+
+def _remote(url: str) -> epath.Path:
+    return epath.Path(url)
 
 
 def _download(remote: epath.Path, local: Path) -> None:

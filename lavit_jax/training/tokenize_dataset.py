@@ -57,7 +57,7 @@ class _Shard:
 
 
 def tokenize_dataset(
-    source: str, destination: str, checkpoint: Path, say: Say = lambda _: None
+    source: str, destination: str, checkpoint: Path | str, say: Say = lambda _: None
 ) -> dict[str, Any]:
     """Tokenizes every image of a prepared data set, or what is left of it.
 

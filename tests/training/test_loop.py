@@ -4,6 +4,7 @@ import itertools
 import os
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
+from ml_collections import ConfigDict
 
 from benchmarks import kills
 from benchmarks.kills import Training
 from lavit_jax.cli.main import main
+from lavit_jax.training import starting, storage
 from lavit_jax.training.metrics import read_metrics
+from lavit_jax.training.restore import restore
 from lavit_jax.training.run import train
 from lavit_jax.training.schedule import make_schedule
 from small_run import OVERRIDES, TOTAL, UNSEEN, losses, run_apart
@@ -59,6 +64,17 @@ def listing(workdir: Path) -> list[tuple[Path, int]]:
         for path in (workdir / "checkpoints").rglob("*")
         if path.is_file()
     )
+
+
+def test_a_model_in_a_bucket_is_used_and_started_from(whole_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_remote", lambda url: epath.Path(whole_run))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    here, there = restore(whole_run), restore("gs://bucket/run")
+    assert there.step == TOTAL
+    jax.tree.map(np.testing.assert_array_equal, here.params, there.params)
+    config = ConfigDict({"start_from": "gs://bucket/run"})
+    starting.copy_text_model(config, tmp_path / "text.model")
+    assert (tmp_path / "text.model").read_bytes() == (whole_run / "text.model").read_bytes()
 
 
 def test_every_step_is_recorded_once(whole_run):

@@ -11,29 +11,30 @@ from tiny import mini_config
 
 
 def test_a_directory_belongs_to_the_config_that_claimed_it(tmp_path):
-    run.claim_workdir(mini_config(), tmp_path / "w")
+    run.claim_workdir(mini_config(), storage.on_disk(tmp_path / "w"))
     stored = (tmp_path / "w" / "config.json").read_text()
     assert json.loads(stored)["name"] == "mini"
-    run.claim_workdir(mini_config(), tmp_path / "w")
+    run.claim_workdir(mini_config(), storage.on_disk(tmp_path / "w"))
     assert [path.name for path in (tmp_path / "w").iterdir()] == ["config.json"]
     assert (tmp_path / "w" / "config.json").read_text() == stored
 
 
 def test_another_config_is_refused_once_there_is_a_checkpoint(tmp_path):
-    run.claim_workdir(mini_config(), tmp_path)
+    run.claim_workdir(mini_config(), storage.on_disk(tmp_path))
     (tmp_path / "checkpoints" / "20").mkdir(parents=True)
     before = (tmp_path / "config.json").read_text()
     with pytest.raises(UserError, match=r"another config: data\.row_length: 128 -> 96 \("):
-        run.claim_workdir(mini_config("--config.data.row_length=96"), tmp_path)
+        run.claim_workdir(mini_config("--config.data.row_length=96"), storage.on_disk(tmp_path))
     assert (tmp_path / "config.json").read_text() == before
 
 
 def test_what_changes_nothing_of_what_is_learned_may_change_between_launches(tmp_path):
-    run.claim_workdir(mini_config(), tmp_path)
+    run.claim_workdir(mini_config(), storage.on_disk(tmp_path))
     (tmp_path / "checkpoints" / "20").mkdir(parents=True)
     (tmp_path / "text.model").write_text("mine")
     run.claim_workdir(
-        mini_config("--config.checkpoint.every=7", "--config.health.rewinds=1"), tmp_path
+        mini_config("--config.checkpoint.every=7", "--config.health.rewinds=1"),
+        storage.on_disk(tmp_path),
     )
     stored = json.loads((tmp_path / "config.json").read_text())
     assert (stored["checkpoint"]["every"], stored["health"]["rewinds"]) == (7, 1)
@@ -41,31 +42,31 @@ def test_what_changes_nothing_of_what_is_learned_may_change_between_launches(tmp
 
 
 def test_before_the_first_checkpoint_another_config_takes_its_place(tmp_path):
-    run.claim_workdir(mini_config(), tmp_path)
+    run.claim_workdir(mini_config(), storage.on_disk(tmp_path))
     (tmp_path / "text.model").write_text("of the config before")
     (tmp_path / "checkpoints" / "20.orbax-checkpoint-tmp").mkdir(parents=True)
-    run.claim_workdir(mini_config("--config.data.text_vocab_size=380"), tmp_path)
+    run.claim_workdir(mini_config("--config.data.text_vocab_size=380"), storage.on_disk(tmp_path))
     assert json.loads((tmp_path / "config.json").read_text())["data"]["text_vocab_size"] == 380
     assert not (tmp_path / "text.model").exists()
 
 
 def test_a_text_tokenizer_of_the_same_config_stays(tmp_path):
-    run.claim_workdir(mini_config(), tmp_path)
+    run.claim_workdir(mini_config(), storage.on_disk(tmp_path))
     (tmp_path / "text.model").write_text("mine")
-    run.claim_workdir(mini_config(), tmp_path)
+    run.claim_workdir(mini_config(), storage.on_disk(tmp_path))
     assert (tmp_path / "text.model").exists()
 
 
 def test_a_damaged_stored_config_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"name": "mi')
     with pytest.raises(UserError, match=r"config\.json: not valid JSON"):
-        run.claim_workdir(mini_config(), tmp_path)
+        run.claim_workdir(mini_config(), storage.on_disk(tmp_path))
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write to the work directory"):
-        run.claim_workdir(mini_config(), tmp_path / "file" / "w")
+        run.claim_workdir(mini_config(), storage.on_disk(tmp_path / "file" / "w"))
 
 
 @pytest.mark.parametrize(

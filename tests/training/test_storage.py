@@ -18,17 +18,18 @@ URL = "gs://bucket/run"
 def bucket(tmp_path, monkeypatch) -> Path:
     """What stands for `URL`; the machine's own temporary files are elsewhere."""
     (tmp_path / "machine").mkdir()
+    monkeypatch.setattr(storage, "_remote", lambda url: epath.Path(tmp_path / "bucket"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "machine"))
     return tmp_path / "bucket"
 
 
 def opened(bucket: Path) -> storage.Storage:
-    return storage.in_bucket(URL, epath.Path(bucket))
+    return storage.in_bucket(URL)
 
 
 def test_files_last_once_they_are_published(bucket):
     place = opened(bucket)
-    run.claim_workdir(mini_config(), place.local, place.checkpoints)
+    run.claim_workdir(mini_config(), place)
     (place.local / "metrics.jsonl").write_text('{"step": 1}\n')
     (place.local / "metrics.tmp").write_text("half")
     (place.local / "samples").mkdir()
@@ -73,12 +74,12 @@ def test_what_was_removed_is_removed_there(bucket):
 
 def test_a_bucket_with_checkpoints_of_another_config_is_refused(bucket):
     place = opened(bucket)
-    run.claim_workdir(mini_config(), place.local, place.checkpoints)
+    run.claim_workdir(mini_config(), place)
     place.publish()
     (bucket / "checkpoints" / "20").mkdir(parents=True)
     place, other = opened(bucket), mini_config("--config.data.row_length=96")
     with pytest.raises(UserError, match="another config"):
-        run.claim_workdir(other, place.local, place.checkpoints)
+        run.claim_workdir(other, place)
 
 
 def test_the_command_line_keeps_both_slashes():

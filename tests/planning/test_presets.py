@@ -1,0 +1,60 @@
+"""The large configs' presets with modules of a size for tests."""
+
+import jax
+import pytest
+
+from configs import models, pods
+from lavit_jax import config as configs
+from lavit_jax.parallel.topology import CHIPS, Topology
+from lavit_jax.planning import jobs, plan
+
+CHIP = CHIPS["v5p"]
+LARGE = ("unified_7b", "tokenizer_vitg", "pixel_decoder")
+# Fields that decide how a program is laid out, which the small modules take from the large ones.
+KEPT = ("remat", "dtype", "attention", "vocab_chunks")
+
+
+def small(name: str, preset: str):
+    """A large config with the sizes of `mini` and two layers of each stack."""
+    config = configs.load_config(f"configs/{name}.py:{preset}")
+    sizes = models.mini()
+    if "pixels" in config.model:
+        sizes.pixels = models.mini_pixels()
+        sizes.pixels.update({"patch": 1, "autoencoder": {"channels": (8, 16), "groups": 4}})
+        sizes.pixels.unet.update({"in_channels": 4, "out_channels": 4})
+    for part, fields in sizes.items():
+        if hasattr(fields, "items") and part in config.model:
+            fields.update({k: config.model[part][k] for k in KEPT if k in config.model[part]})
+            if "depth" in fields:
+                fields.depth = 2
+    config.model = sizes
+    config.data.update({"text_vocab_size": 64, "row_length": 32, "images_per_row": 2})
+    for phase in config.phases.values():
+        phase.batch_size = 16
+    return config
+
+
+@pytest.mark.parametrize("preset", pods.PRESETS)
+@pytest.mark.parametrize("name", LARGE)
+def test_every_preset_lays_out_its_state(name, preset):
+    config, slices = small(name, preset), pods.slices(preset)
+    topology = Topology(preset, CHIP, (2, 2, 2 // slices), slices)
+    for phase in config.schedule:
+        job = jobs.make_job(config, phase, topology, jax.devices())
+        assert job.mesh.shape["slice"] == slices
+        assert job.mesh.shape["fsdp"] == 8 // slices
+        state = job.make(job.modules).args[0]
+        split = [x for x in jax.tree.leaves(state.params) if not x.sharding.is_fully_replicated]
+        assert sum(x.size for x in split) > 0.8 * sum(x.size for x in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_configs_are_planned_at_one_and_two_layers(name):
+    config = small(name, "v5p-128x2")
+    topology = Topology("v5p-8", CHIP, (2, 2, 1), 2)
+    phase = config.schedule[-1]
+    found = plan.plan(jobs.make_job(config, phase, topology, jax.devices()), topology)
+    assert found.fits
+    assert found.cost.flops > 0
+    assert 0 < found.mfu < 1
+    assert any(c.between_slices for c in found.cost.sent)
