@@ -85,7 +85,7 @@ def program(modules: Modules, mesh: Mesh, rows: int) -> Program:
     opt_shardings = optax.tree_map_params(
         tx, lambda _, s: s, moments, shardings, transform_non_params=lambda _: whole
     )
-    dtypes = {name: jnp.int32 for name in ("ids", "positions", "segments")} | {"loss": jnp.float32}
+    dtypes = dict.fromkeys(("ids", "positions", "segments"), jnp.int32) | {"loss": jnp.float32}
     batch = {
         name: jax.ShapeDtypeStruct((rows, LENGTH), dtype, sharding=rules.batch_sharding(mesh))
         for name, dtype in dtypes.items()
