@@ -1,7 +1,7 @@
 """All of LaVIT on 4,009 drawn pictures, on two CPU cores.
 
 `configs/twemoji.py` is the quickstart, laid out for a quarter of an hour; `configs/twemoji.py:full`
-trains the same model for an hour. `configs/twemoji.py:quick,selector_first`
+trains the same model, with four times the codes, for an hour. `configs/twemoji.py:quick,selector_first`
 trains stage one in the other of the two orders the paper's maintainer tells (`common.SCHEDULES`).
 """
 
@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from . import common, models
 
-# Steps of stage zero, of the three phases of stage one, and of stage two.
-STEPS = {"quick": (450, 150, 200, 550, 850), "full": (700, 400, 700, 4200, 4000)}
+# Steps of stage zero, of stage one without and with quantization, and of stage two.
+STEPS = {"quick": (430, 300, 600, 850), "full": (700, 1800, 3000, 3200)}
 BUT_SELECTOR = ("merger", "quantizer", "decoder", "pixel_head")
 TOKENIZER_MODULES = ("selector", *BUT_SELECTOR)
 
@@ -20,7 +20,7 @@ def get_config(arg: str = "quick") -> ConfigDict:
     size, _, order = arg.partition(",")
     if size not in STEPS:
         raise ValueError(f"arg must be 'quick' or 'full', got {arg!r}")
-    encode, reconstruct, select, quantize, unify = STEPS[size]
+    encode, select, quantize, unify = STEPS[size]
     config = ConfigDict({"name": f"twemoji-{arg.replace(',', '-')}", "seed": 0})
     config.model = models.twemoji()
     config.data = common.data()
@@ -28,11 +28,6 @@ def get_config(arg: str = "quick") -> ConfigDict:
     # Stage zero trains the encoder; stage one has one of two orders; stage two
     # is the unified model.
     config.schedule = common.schedule(order or "together")
-    if "reconstruct" not in config.schedule:
-        # Before merger and decoder can say what a patch is worth, a selector that learns with them
-        # settles on the same places of every picture.
-        first, *others = config.schedule
-        config.schedule = (first, "reconstruct", *others)
     config.phases = {
         "encoder": {
             "objective": "contrastive",
@@ -45,17 +40,16 @@ def get_config(arg: str = "quick") -> ConfigDict:
             "alike_weight": 5.0,
             "optimizer": common.optimizer(1.5e-3, b2=0.95, weight_decay=0.05, warmup=50),
         },
-        # Merger and decoder on patches kept at random.
-        "reconstruct": {
-            **tokenizer_phase(reconstruct, quantize=False),
-            "modules": BUT_SELECTOR,
-            "selection": "random",
-        },
         "select": tokenizer_phase(select, quantize=False),
         "quantize": tokenizer_phase(quantize, quantize=True),
         # The same steps in all, for "selector_first".
+        "reconstruct": {
+            **tokenizer_phase(select // 2, quantize=False),
+            "modules": BUT_SELECTOR,
+            "selection": "random",
+        },
         "selector_alone": {
-            **tokenizer_phase(select, quantize=False),
+            **tokenizer_phase(select // 2, quantize=False),
             "modules": ("selector",),
         },
         "quantize_rest": {
@@ -72,6 +66,12 @@ def get_config(arg: str = "quick") -> ConfigDict:
             "optimizer": common.optimizer(2e-3, b2=0.95, weight_decay=0.05, warmup=60),
         },
     }
+    if size == "full":
+        config.model.quantizer.update({"codes": 4096, "decay": 0.99})
+        # What few codes cost, long training at a high rate does not win back: at 1.5e-3 features
+        # and codes run into each other, and the features lose what they had learned.
+        for name in ("quantize", "quantize_rest"):
+            config.phases[name].optimizer.learning_rate = 3e-4
     return config
 
 
@@ -87,7 +87,8 @@ def tokenizer_phase(steps: int, *, quantize: bool) -> ConfigDict:
             # Straight-through Gumbel; "greedy" with a frozen selector, "random" without one.
             "selection": "sample",
             "kept_share": 1 / 3,  # rho
-            "share_weight": 2.0,  # lambda
+            # lambda; the paper's 2 leaves pictures this simple hardly any difference in length.
+            "share_weight": 1.0,
             # Ours (0 is the paper): makes decisions certain within a few hundred steps, so that
             # greedy decisions keep the share that sampled ones were trained for, and so that the
             # codebook starts on features that stay.
@@ -97,7 +98,6 @@ def tokenizer_phase(steps: int, *, quantize: bool) -> ConfigDict:
             # Share of the pixel head's gradient that goes on to the codes. The paper's tokenizer
             # learns from features alone (0); so small a one learns sooner from pixels too (ours).
             "pixel_gradient": 1.0,
-            # At 4e-3 features and codes run into each other while quantizing.
             "optimizer": common.optimizer(1.5e-3, b2=0.99, weight_decay=0.05, warmup=50),
         }
     )

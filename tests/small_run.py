@@ -1,8 +1,11 @@
 """A run of a few steps of every phase, in this process or in one of its own."""
 
+import contextlib
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from lavit_jax.training.metrics import read_metrics
@@ -28,6 +31,17 @@ UNSEEN = (*OVERRIDES, "--config.log.sample_every=0")  # for runs whose samples n
 def losses(workdir: Path) -> list[tuple[int, float]]:
     """Step and loss of every line of a run's metrics."""
     return [(record["step"], record["loss"]) for record in read_metrics(workdir / "metrics.jsonl")]
+
+
+@contextlib.contextmanager
+def nearly_full_disk(size: int) -> Iterator[None]:
+    """Inside, no file of this process can grow beyond `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def run_apart(workdir: Path, *arguments: str) -> int:

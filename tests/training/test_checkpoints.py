@@ -1,4 +1,3 @@
-import resource
 import shutil
 
 import jax
@@ -9,6 +8,7 @@ from lavit_jax.errors import UserError
 from lavit_jax.training import checksums
 from lavit_jax.training.checkpoints import Checkpoints, any_saved, read_latest, read_step
 from lavit_jax.training.retention import Policy
+from small_run import nearly_full_disk
 
 
 def _state(value):
@@ -178,12 +178,8 @@ def test_a_directory_that_vanished_is_one_clear_error_and_not_made_again(tmp_pat
 def test_a_full_disk_is_one_clear_error_and_the_newest_checkpoint_stays(tmp_path):
     _save(tmp_path / "c", [10])
     checkpoints = Checkpoints(tmp_path / "c", Policy(1))
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # no file may be larger
-    try:
-        with pytest.raises(UserError, match="cannot save to .*: File too large; step 10 is the"):
-            checkpoints.save(20, _state(20.0), {"step": 20})
-            checkpoints.wait()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    says = "cannot save to .*: File too large; step 10 is the"
+    with nearly_full_disk(100), pytest.raises(UserError, match=says):
+        checkpoints.save(20, _state(20.0), {"step": 20})
+        checkpoints.wait()
     assert read_latest(tmp_path / "c", _abstract).step == 10

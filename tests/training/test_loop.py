@@ -24,7 +24,7 @@ from lavit_jax.training.metrics import read_metrics
 from lavit_jax.training.restore import restore
 from lavit_jax.training.run import train
 from lavit_jax.training.schedule import make_schedule
-from small_run import OVERRIDES, TOTAL, UNSEEN, losses, run_apart
+from small_run import OVERRIDES, TOTAL, UNSEEN, losses, nearly_full_disk, run_apart
 from tiny import mini_config
 
 KILLS = 2  # one within a save; `benchmarks/kills.py` does 20
@@ -134,6 +134,21 @@ def test_a_damaged_newest_checkpoint_falls_back_and_the_curve_is_equal(whole_run
     assert "going on from step 21 of 22" in told
     assert read_metrics(workdir / "metrics.jsonl") == read_metrics(whole_run / "metrics.jsonl")
     assert newest.with_name("22.damaged").is_dir()
+
+
+def test_a_full_disk_ends_with_status_2_and_the_run_goes_on_once_there_is_room(
+    whole_run, tmp_path, capsys
+):
+    workdir = copy(whole_run, tmp_path)
+    shutil.rmtree(workdir / "checkpoints" / str(TOTAL))
+    argv = ["train", "--config", "configs/mini.py", "--workdir", str(workdir), *UNSEEN]
+    with nearly_full_disk(20_000):
+        assert main(argv) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert f"cannot save to {workdir / 'checkpoints'}: File too large; step 21 is the" in told[-1]
+    assert not any("Traceback" in line for line in told)
+    assert main(argv) == 0
+    assert read_metrics(workdir / "metrics.jsonl") == read_metrics(whole_run / "metrics.jsonl")
 
 
 def test_a_half_written_checkpoint_is_ignored_and_a_finished_run_stays_as_it_is(
