@@ -1,8 +1,9 @@
 """All of LaVIT on 4,009 drawn pictures, on two CPU cores.
 
 `configs/twemoji.py` is the quickstart, laid out for a quarter of an hour; `configs/twemoji.py:full`
-trains the same model, with four times the codes, for an hour. `configs/twemoji.py:quick,selector_first`
-trains stage one in the other of the two orders the paper's maintainer tells (`common.SCHEDULES`).
+trains the same model, with four times the codes, for an hour. A schedule may follow, as in
+`configs/twemoji.py:quick,selector_first`: one of the two orders of stage one that the paper's
+maintainer tells (`common.SCHEDULES`).
 """
 
 from ml_collections import ConfigDict
