@@ -20,6 +20,8 @@ for topology in v5p-128 v5e-256 v6e-256 v4-128; do
     --phase prefill --phase decode
   plan "tokenizer-$topology" "configs/tokenizer_vitg.py:$topology" "$topology" 1
 done
+plan pixels-v5p-128 configs/pixel_decoder.py:v5p-128 v5p-128 1
+plan pixels-sdxl-v5p-128 configs/pixel_decoder.py:v5p-128,sdxl v5p-128 1
 plan unified-v5p-128x2 configs/unified_7b.py:v5p-128x2 v5p-128 2 --phase unified
 
 # Weak scaling: 4 rows a chip on 64 to 4,096 chips.

@@ -4,7 +4,8 @@
     lavit train --config configs/twemoji_pixels.py --workdir DIR-pixels --config.start_from=DIR
 
 It diffuses pixels, conditioned on the x_rec of the quickstart's frozen tokenizer, and adds what it
-paints to the quickstart's report. `configs/twemoji_pixels.py:mini` goes with `configs/mini.py`.
+paints to the quickstart's report. `configs/twemoji_pixels.py:full` goes with
+`configs/twemoji.py:full`, `configs/twemoji_pixels.py:mini` with `configs/mini.py`.
 """
 
 from ml_collections import ConfigDict
@@ -17,14 +18,14 @@ KEPT = ("pixel_head", "text_tower", "contrastive", "conditioner", "llm")
 
 
 def get_config(arg: str = "quick") -> ConfigDict:
-    """`arg`: "quick" or "mini"."""
-    if arg not in ("quick", "mini"):
-        raise ValueError(f"arg must be 'quick' or 'mini', got {arg!r}")
-    config = twemoji.get_config() if arg == "quick" else mini.get_config()
+    """`arg`: "quick", "full" or "mini"."""
+    if arg not in ("quick", "full", "mini"):
+        raise ValueError(f"arg must be 'quick', 'full' or 'mini', got {arg!r}")
+    config = mini.get_config() if arg == "mini" else twemoji.get_config(arg)
     config.name = f"twemoji-pixels-{arg}"
     config.start_from = ""  # the quickstart's work directory
     config.schedule = ("pixels",)
-    if arg == "quick":
+    if arg != "mini":
         config.model.pixels = models.twemoji_pixels()
         phase = pixel_phase(1000, batch_size=32)
     else:
