@@ -39,7 +39,7 @@ WAIT = 600  # seconds by the clock
 MEMORY = 4 << 30  # bytes, of a process
 CHUNK = 250  # inputs of a process
 SIDE = 32  # of the resized image
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "DDS")
 PIECES = (b"", b"\0", b"\xff", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"IEND", b"\xff\xd9")
 PIECES += (b"99999999999999", b"\xff" * 8, b"../../", b"ustar\x0000", b"PAR1", b'{"a":' * 40)
 

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     asked = any(value is not None for value in chosen)
     if asked and not args.prune:
         raise UserError("--keep-newest, --keep-best and --keep-every go with --prune")
-    found = inventory.take(args.workdir, verify=args.verify)
+    found = inventory.take(args.workdir, verify=args.verify or args.prune)
     gone: tuple[Entry, ...] = ()
     if args.prune:
         policy = found.policy

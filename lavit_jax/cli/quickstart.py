@@ -34,8 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from lavit_jax import quickstart
+    from lavit_jax.training.interruption import ending_well
 
-    report = quickstart.run(args.workdir, args.config, args.overrides)
+    with ending_well():
+        report = quickstart.run(args.workdir, args.config, args.overrides)
     if args.json:
         metrics = json.loads(report.with_name("metrics.json").read_text())
         print_json({"report": str(report), "metrics": metrics})

@@ -31,14 +31,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from lavit_jax.cli.main import one_line
+    from lavit_jax.parallel.peers import ending_together
+    from lavit_jax.parallel.start import start
     from lavit_jax.training.tokenize_dataset import tokenize_dataset
 
-    index = tokenize_dataset(
-        args.source,
-        args.destination,
-        args.checkpoint,
-        lambda text: print(text, file=sys.stderr),
-    )
+    start()
+    with ending_together(one_line):
+        index = tokenize_dataset(
+            args.source,
+            args.destination,
+            args.checkpoint,
+            lambda text: print(text, file=sys.stderr),
+        )
     if args.json:
         print_json({"ids": args.destination, **index})
         return

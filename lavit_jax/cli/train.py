@@ -49,10 +49,11 @@ def run(args: argparse.Namespace) -> None:
     from lavit_jax.parallel.peers import ending_together
     from lavit_jax.parallel.start import start
     from lavit_jax.training.goodput import process_start
+    from lavit_jax.training.interruption import ending_well
     from lavit_jax.training.run import train
 
     start()
-    with ending_together(one_line):
+    with ending_well(), ending_together(one_line):
         train(config, args.workdir, process_start())
     if config.get("start_from") and isinstance(args.workdir, Path):
         from lavit_jax import pixel_report

@@ -40,8 +40,11 @@ _DAMAGE = (
     EOFError,
     IndexError,
     KeyError,
-    OverflowError,
     MemoryError,
+    RuntimeError,
+    AssertionError,
+    AttributeError,
+    ArithmeticError,
     struct.error,
     zlib.error,
 )

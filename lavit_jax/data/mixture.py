@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,9 @@ from ml_collections import ConfigDict
 
 from lavit_jax.data import layout
 from lavit_jax.data.layout import Condition, Example, SpecialIds
+from lavit_jax.data.sources.base import Broken
+from lavit_jax.data.stored_ids import LostIds
+from lavit_jax.data.tally import Watch
 from lavit_jax.data.text import TextTokenizer
 from lavit_jax.data.visual_ids import VisualIds
 from lavit_jax.errors import UserError
@@ -19,6 +23,7 @@ from lavit_jax.errors import UserError
 Record = dict[str, Any]
 
 KINDS = ("image_text", "text_image", "text", "question")
+TRIES = 100  # neighbours tried in place of a picture whose stored ids are lost
 
 
 def choose_caption(
@@ -60,6 +65,35 @@ class ExampleMaker:
         self._variants = config.data.variants
         self._canonical_share = config.data.canonical_share
         self._text_drop = config.data.text_drop
+        self._watch = Watch(config.data.max_bad_share)
+
+    def make(self, kind: str, picture: int, rng: np.random.Generator) -> Example:
+        """An example of a picture, or of the next one whose stored ids are its own and whole.
+
+        Raises:
+          UserError: more than `config.data.max_bad_share` of the stored ids read are lost.
+        """
+        for step in range(TRIES):
+            place = (picture + step) % len(self._records)
+            try:
+                if kind != "text":
+                    self._check_key(place)
+                example: Example = getattr(self, kind)(place, rng)
+            except LostIds as error:
+                self._watch.broken(place, Broken("lost ids", f"visual ids {place}", str(error)))
+                continue
+            self._watch.good()
+            return example
+        raise UserError(
+            f"{TRIES} visual ids on end are lost: {self._watch.tally.describe()}; make them anew"
+        )
+
+    def _check_key(self, picture: int) -> None:
+        """A record that was replaced, or ids of one that was, would pair two examples."""
+        stored = self._ids.key(picture * self._variants)
+        key = self._records[picture].get("key", stored)
+        if stored and stored != key:
+            raise LostIds(f"of {stored!r}, beside the text of {key!r}")
 
     def image_text(self, picture: int, rng: np.random.Generator) -> Example:
         """[image, text]."""
@@ -86,14 +120,19 @@ class ExampleMaker:
         return layout.plain_text(self._special, ids)
 
     def question(self, picture: int, rng: np.random.Generator) -> Example:
-        """An image, a question about it and its answer; without questions, [image, text]."""
+        """An image, a question about it and its answer; [image, text] without a question that fits
+        a row. Answers are cut to what is left of it."""
         record = self._records[picture]
         if not record["questions"]:
             return self.image_text(picture, rng)
         which = int(rng.integers(len(record["questions"])))
         asked = self._text.encode(layout.QUESTION.format(record["questions"][which]))
-        answer = self._text.encode(record["answers"][which])
-        return layout.question(self._special, self._condition(picture, rng), asked, answer)
+        condition = self._condition(picture, rng)
+        beside = condition.kept + len(asked)
+        if beside + 3 >= self._row_length:
+            return self.image_text(picture, rng)
+        answer = self._cut(self._text.encode(record["answers"][which]), beside)
+        return layout.question(self._special, condition, asked, answer)
 
     def _caption(self, picture: int, rng: np.random.Generator) -> list[int]:
         captions = self._records[picture]["captions"]
@@ -158,7 +197,7 @@ def mixed(
         .seed((seed * len(KINDS) + place) % 2**32)
         .shuffle()
         .repeat()
-        .random_map(getattr(maker, kind))
+        .random_map(functools.partial(maker.make, kind))
         for kind, place in used
     ]
     return grain.MapDataset.mix(streams, weights=[shares[kind] for kind, _ in used])

@@ -203,18 +203,22 @@ class PackedRowIterator(grain.DatasetIterator[Row]):
         self._window: _Window | None = None
 
     def __next__(self) -> Row:
+        # A whole turn, of which one row is this process's: so all processes stand at one place,
+        # and any of their states is every other's, also where there are more or fewer of them.
+        turn = [self._following() for _ in range(self._process_count)]
+        return turn[self._process_index]
+
+    def _following(self) -> Row:
         while True:
             if self._window is None:
                 self._window = self._pack()
             window, place = self._window, self._place
-            if place.given == len(window.rows):
-                rows = place.rows + len(window.rows)
-                self._place = _Place(window.following, window.left, rows, begun=place.begun)
-                self._window = None
-                continue
-            self._place = dataclasses.replace(place, given=place.given + 1)
-            if (place.rows + place.given) % self._process_count == self._process_index:
+            if place.given < len(window.rows):
+                self._place = dataclasses.replace(place, given=place.given + 1)
                 return window.rows[place.given]
+            rows = place.rows + len(window.rows)
+            self._place = _Place(window.following, window.left, rows, begun=place.begun)
+            self._window = None
 
     def _pack(self) -> _Window:
         place, carried = self._place, self._place.carried

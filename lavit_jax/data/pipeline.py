@@ -301,12 +301,9 @@ def _other_source(
     config: ConfigDict, name: str, fields: Mapping[str, Any], stamp: Stamp | None
 ) -> several.Held:
     """A prepared folder that `config.data.sources` names."""
-    folder, where = fields["path"], f"config.data.sources.{name}"
-    whole = prepared.read_index(folder)
+    folder, whole = fields["path"], several.check_folder(name, fields)
     texts = datasets.load_prepared_texts(config, folder, "train")
     if not fields["visual_ids"]:
-        if whole["images"]:
-            raise UserError(f"{where} has images: name its ids with {where}.visual_ids")
         return several.Held(texts, (), None)
     ids = load_ids(config, fields["visual_ids"], stamp, whole["examples"])
     augment = AugmentConfig.of(config.data.augment)
@@ -319,14 +316,8 @@ def load_ids(config: ConfigDict, folder: str, stamp: Stamp | None, examples: int
     """Stored visual ids of the training examples of a prepared folder.
 
     Raises:
-      UserError: they are of another tokenizer, data set or image size, or `config.data.variants`
-        asks for more than the plain image of each example.
+      UserError: they are of another tokenizer, data set or image size.
     """
-    if config.data.variants != 1:
-        raise UserError(
-            f"stored visual ids are of plain images: config.data.variants must be 1, got "
-            f"{config.data.variants}"
-        )
     if stamp is None:
         raise ValueError("stored visual ids need a stamp to be checked against")
     stored = stored_ids.StoredIds(folder, stamp, examples)

@@ -6,7 +6,6 @@ import bisect
 import collections
 import itertools
 import json
-import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -18,15 +17,12 @@ from array_record.python.array_record_module import ArrayRecordReader
 from lavit_jax.data import images as image_data
 from lavit_jax.data import record
 from lavit_jax.data.sources.base import Broken, Raw
-from lavit_jax.data.tally import Tally
+from lavit_jax.data.tally import Watch
 from lavit_jax.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 INDEX = "index.json"
 OPEN_SHARDS = 256
 TRIES = 100  # neighbours tried in place of a broken example
-MAX_LOGGED = 1000
 LEAST_SPLIT = 10  # examples of which one is held out
 Record = dict[str, Any]
 T = TypeVar("T")
@@ -151,10 +147,8 @@ class Sound(Sequence[T], Generic[T]):
           use: makes of a `Raw` what is wanted, or says why not.
           max_bad_share: the share of broken items past which reading stops.
         """
-        self._items, self._use, self._limit = items, use, max_bad_share
-        self.tally = Tally()
-        self._known: set[int] = set()
-        self._lock = threading.Lock()
+        self._items, self._use, self._watch = items, use, Watch(max_bad_share)
+        self.tally = self._watch.tally
 
     def __len__(self) -> int:
         return len(self._items)
@@ -172,21 +166,12 @@ class Sound(Sequence[T], Generic[T]):
             item = self._items[place]
             found = item if isinstance(item, Broken) else self._use(item)
             if not isinstance(found, Broken):
-                with self._lock:
-                    self.tally.good += 1
+                self._watch.good()
                 return found
-            self._count(place, found)
+            self._watch.broken(place, found)
         raise UserError(
             f"{TRIES} examples on end are broken: {self.tally.describe()}; prepare the data anew"
         )
-
-    def _count(self, place: int, broken: Broken) -> None:
-        with self._lock:
-            self.tally.add_broken(broken)
-            if place not in self._known and len(self._known) < MAX_LOGGED:
-                self._known.add(place)
-                logger.warning("skipped %s: %s %s", broken.origin, broken.reason, broken.detail)
-            self.tally.check(self._limit, "config.data.max_bad_share")
 
 
 class Split(Sequence[T], Generic[T]):

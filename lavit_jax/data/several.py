@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,11 +12,10 @@ import grain.python as grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from lavit_jax.data import streams
+from lavit_jax.data import prepared, streams
 from lavit_jax.data.layout import Example
 from lavit_jax.data.mixture import KINDS, ExampleMaker, check_shares
 from lavit_jax.data.packing import Staged
-from lavit_jax.data.stored_ids import LostIds
 from lavit_jax.data.streams import Mixture, Stream
 from lavit_jax.data.text import TextTokenizer
 from lavit_jax.data.visual_ids import VisualIds
@@ -32,8 +30,6 @@ DEFAULTS: dict[str, Any] = {
     "cap": 0,
     "visual_ids": "",
 }
-TRIES = 10  # neighbours tried in place of damaged visual ids
-logger = logging.getLogger(__name__)
 Images = Sequence[np.ndarray]
 
 
@@ -97,23 +93,48 @@ def several(
     starts, weights = _stages(config, [stream.name for stream in made])
     if config.data.weigh_by == "tokens":
         weights = streams.per_token(made, weights)
-    elif config.data.weigh_by != "examples":
-        raise UserError(
-            f"config.data.weigh_by={config.data.weigh_by!r}: expected 'examples' or 'tokens'"
-        )
     rows = tuple(step * batch_size for step in starts)
     return Several(Staged(rows, Mixture(made, weights).begun), Together(images))
 
 
 def check(config: ConfigDict) -> None:
-    """Checks fields, names and weights of the sources, if there are any.
+    """Checks what stage two will read, so that a mistake does not wait for stage one's end.
 
     Raises:
-      UserError: some that do not exist, or cannot be.
+      UserError: fields, kinds or folders that do not exist, or numbers that cannot be.
     """
-    names = [name for name, _ in _sources(config)]
-    if names:
-        _stages(config, names)
+    if config.data.weigh_by not in ("examples", "tokens"):
+        raise UserError(
+            f"config.data.weigh_by={config.data.weigh_by!r}: expected 'examples' or 'tokens'"
+        )
+    sources = _sources(config)
+    if sources:
+        _stages(config, [name for name, _ in sources])
+    for name, fields in sources:
+        if fields["kinds"]:
+            check_shares(fields["kinds"], f"config.data.sources.{name}.kinds", KINDS)
+        if fields["path"]:
+            check_folder(name, fields)
+    stored = [config.data.visual_ids, *(fields["visual_ids"] for _, fields in sources)]
+    if any(stored) and config.data.variants != 1:
+        raise UserError(
+            "stored visual ids are of plain images: config.data.variants must be 1, got "
+            f"{config.data.variants}"
+        )
+
+
+def check_folder(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The index of a source's folder, which stage two can use.
+
+    Raises:
+      UserError: no such folder, images without ids, or some examples without an image.
+    """
+    whole, where = prepared.read_index(fields["path"]), f"config.data.sources.{name}"
+    if whole["images"] and not fields["visual_ids"]:
+        raise UserError(f"{where} has images: name its ids with {where}.visual_ids")
+    if 0 < whole["images"] < whole["examples"]:
+        raise UserError(f"{where} mixes images and text alone: prepare them apart")
+    return whole
 
 
 def _sources(config: ConfigDict) -> list[tuple[str, dict[str, Any]]]:
@@ -165,12 +186,7 @@ def _stream(
 
     def make(record: int, rng: np.random.Generator) -> Example:
         kind = names[int(np.searchsorted(chances, rng.random(), side="right"))]
-        for other in range(record, record + TRIES):
-            try:
-                return getattr(maker, kind)(other % count, rng)
-            except LostIds as error:
-                logger.warning("skipped ids of %s: %s", name, error)
-        raise UserError(f"{TRIES} visual ids on end are damaged: {fields['visual_ids']}")
+        return maker.make(kind, record, rng)
 
     used = min(count, fields["cap"] or count)
     examples = (

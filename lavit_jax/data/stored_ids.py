@@ -59,10 +59,12 @@ class Tokens(NamedTuple):
     Attributes:
       codes_L: of its kept patches in raster order.
       keep_N: 1 for each kept patch.
+      key: of the example they were made of.
     """
 
     codes_L: Int[np.ndarray, "L"]
     keep_N: UInt8[np.ndarray, "N"]
+    key: str = ""
 
 
 class LostIds(ValueError):
@@ -92,11 +94,12 @@ def decode(data: bytes) -> Tokens:
         bits = np.frombuffer(stored["keep"], np.uint8)
         keep_N = np.unpackbits(bits, count=stored["patches"])
         codes_L = np.frombuffer(stored["codes"], "<u2").astype(np.uint16)
+        key = str(stored["key"])
     except (msgpack.exceptions.UnpackException, ValueError, KeyError, TypeError) as error:
         raise LostIds(str(error)) from error
     if len(codes_L) != keep_N.sum():
         raise LostIds(f"{len(codes_L)} codes of {keep_N.sum()} kept patches")
-    return Tokens(codes_L, keep_N)
+    return Tokens(codes_L, keep_N, key)
 
 
 class StoredIds(Sequence[Tokens]):
@@ -155,6 +158,9 @@ class IdsOf:
 
     def __len__(self) -> int:
         return len(self._tokens)
+
+    def key(self, image: int) -> str:
+        return self._tokens[image].key
 
     def codes(self, image: int) -> np.ndarray:
         return self._tokens[image].codes_L

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections import Counter
 from typing import Any
 
 from lavit_jax.data.sources.base import NOT_DOWNLOADED, Broken
 from lavit_jax.errors import UserError
 
+logger = logging.getLogger(__name__)
+
+SETTING = "config.data.max_bad_share"
+MAX_LOGGED = 1000
 SOONEST = 200  # examples before a share means anything
 MAX_BAD_SHARE = 0.01
 
@@ -87,3 +93,39 @@ class Tally:
         tally.reasons = Counter(stored["reasons"])
         tally.first = dict(stored["first"])
         return tally
+
+
+class Watch:
+    """Counts what a running loader reads, logs each broken example once, and stops at a limit.
+
+    Attributes:
+      tally: what was counted.
+    """
+
+    def __init__(self, max_bad_share: float) -> None:
+        self.tally = Tally()
+        self._limit = max_bad_share
+        self._known: set[int] = set()
+        self._lock = threading.Lock()
+
+    def good(self) -> None:
+        """Counts a good example."""
+        with self._lock:
+            self.tally.good += 1
+
+    def broken(self, place: int, broken: Broken) -> None:
+        """Counts a broken one.
+
+        Args:
+          place: which.
+          broken: why.
+
+        Raises:
+          TooManyBroken: more than `max_bad_share` of what was read is broken.
+        """
+        with self._lock:
+            self.tally.add_broken(broken)
+            if place not in self._known and len(self._known) < MAX_LOGGED:
+                self._known.add(place)
+                logger.warning("skipped %s: %s %s", broken.origin, broken.reason, broken.detail)
+            self.tally.check(self._limit, SETTING)

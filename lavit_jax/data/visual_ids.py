@@ -26,6 +26,9 @@ class VisualIds(Protocol):
 
     def __len__(self) -> int: ...
 
+    def key(self, image: int) -> str:
+        """The key of the example that an image's ids were made of; "" where it is not stored."""
+
     def codes(self, image: int) -> Int[np.ndarray, "L"]:
         """The codes of one image."""
 
@@ -74,6 +77,10 @@ class VisualIdCache:
 
     def __len__(self) -> int:
         return len(self.keep_MN)
+
+    def key(self, image: int) -> str:
+        """Not stored: the cache is of the very images in memory."""
+        return ""
 
     def codes(self, image: int) -> Int[np.ndarray, "L"]:
         """The codes of one image."""

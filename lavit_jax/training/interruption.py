@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 HANDLED = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextlib.contextmanager
+def ending_well() -> Iterator[None]:
+    """Within, SIGTERM ends what has nothing to save as it ends training: with status 0."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        yield
+    finally:
+        # `Interruption` may have had all further ones ignored, up to the process's end.
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+            signal.signal(signal.SIGTERM, before)
 
 
 class Interruption:

@@ -83,12 +83,14 @@ def take(folder: Path, *, verify: bool = False) -> Inventory:
 
 
 def superfluous(inventory: Inventory, policy: Policy) -> tuple[Entry, ...]:
-    """Complete checkpoints that a policy does not keep.
+    """Complete checkpoints that a policy does not keep; damaged ones count for nothing and stay.
 
     Raises:
       UserError: nothing would be left.
     """
-    complete = [each for each in inventory.entries if each.complete]
+    complete = [
+        each for each in inventory.entries if each.complete and each.checksums != checksums.DAMAGED
+    ]
     stay = kept([Facts(each.step, each.phase, each.metrics) for each in complete], policy)
     if complete and not stay:
         raise UserError("that would take away every checkpoint: keep at least one")

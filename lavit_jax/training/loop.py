@@ -55,6 +55,8 @@ def fit(run: Run) -> TrainState:
             if done:
                 writer.say(f"going on from step {done} of {run.total}")
             session = _Session(run, checkpoints, writer, interruption, watchdog, done)
+            if found is not None:
+                session.rewinds = found.position.get("rewinds", 0)
             with session:
                 for phase in run.phases:
                     if phase.end <= done:
@@ -68,7 +70,6 @@ def fit(run: Run) -> TrainState:
                     if resumed:
                         assert found is not None
                         data.set_state(found.position["data"])
-                        session.rewinds = found.position.get("rewinds", 0)
                     current = session.run_phase(phase, current, data)
                 checkpoints.wait()
         interruption.stop_if_requested()

@@ -31,8 +31,9 @@ from lavit_jax.training.storage import Storage
 
 # What is kept of a work directory's data and depends on the config; `data/` knows by itself.
 MADE_BY_CONFIG = ("text.model", "visual_ids.npz")
-# Groups of the config that change nothing of what is learned: they may differ between launches.
-FREE = ("checkpoint", "log", "health")
+# Groups of the config that change nothing of what is learned, the mesh but for rounding: they may
+# differ between launches.
+FREE = ("checkpoint", "log", "health", "mesh")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
+from jax.experimental import multihost_utils
 
 from lavit_jax.data import images as image_data
 from lavit_jax.data import prepared, stored_ids
@@ -103,18 +104,22 @@ def tokenize_dataset(
             if not store.exists(shard.receipt):
                 _write(store, shard, images, tokenizer)
             say(f"{number} of {len(own)} shards")
-        if not alone:
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices("every shard is tokenized")
+        _meet("every shard is tokenized")
         written = [store.read_json(shard.receipt) for shard in shards]
         size = sum(shard["bytes"] for shard in written)
         index = {**plan, "images": len(images), "bytes": size, "shards": written}
         if jax.process_index() == 0:
             store.write_json(prepared.INDEX, index)
+    _meet("every receipt is read")
     if jax.process_index() == 0:
         store.remove_work()
     return index
+
+
+def _meet(where: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
 
 
 def _check_same(

@@ -53,6 +53,12 @@ def test_pruning_keeps_what_the_options_ask_for(workdir, capsys):
     assert captured.err.count("took away") == 2
 
 
+def test_pruning_never_counts_on_a_damaged_checkpoint(workdir):
+    (workdir / "checkpoints" / "30" / "state" / "data").write_bytes(bytes(1_999_999))
+    assert main(["checkpoints", str(workdir), "--prune", "--keep-newest", "1"]) == 1
+    assert steps(workdir) == ["20", "30"]
+
+
 def test_pruning_without_a_config_keeps_the_newest(workdir):
     assert main(["checkpoints", str(workdir), "--prune"]) == 0
     assert steps(workdir) == ["30"]

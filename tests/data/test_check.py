@@ -42,6 +42,7 @@ def animation() -> bytes:
         (png(200, 200)[:200], "truncated"),
         (jpeg(0)[:20], "wrong type"),
         (png(64, 64)[:50] + bytes(20) + png(64, 64)[70:], "undecodable"),
+        (b"DDS " + (124).to_bytes(4, "little") + bytes(120), "undecodable"),
         (bomb(), "too large"),
         (png(1, 1), "tiny image"),
         (png(1, 500), "tiny image"),

@@ -72,6 +72,18 @@ def test_answers_follow_their_questions(maker, records, tokenizer):
         assert (asked, answer) in [(f"Question: {q} Answer:", a) for q, a in pairs]
 
 
+def test_a_long_question_or_answer_fits_a_row_all_the_same(config, records, tokenizer, cache):
+    room, rng = config.data.row_length, np.random.default_rng(0)
+    for question, answer, kind in (
+        ("tone? " * 400, "dark", "image_text"),
+        ("tone?", "dark " * 400, "question"),
+    ):
+        asked = [{**records["train"][0], "questions": (question,), "answers": (answer,)}]
+        example = ExampleMaker(config, asked, tokenizer, cache).question(0, rng)
+        assert len(example) <= room
+        assert kind_of(example) == kind
+
+
 def test_pictures_without_questions_are_captioned_instead(config, records, tokenizer, cache):
     bare = [{**record, "questions": (), "answers": ()} for record in records["train"][:20]]
     maker = ExampleMaker(config, bare, tokenizer, cache)

@@ -129,6 +129,22 @@ def test_processes_share_the_stream_of_one(drawn, window, count):
         assert [numbers(row) for row in itertools.islice(rows, 12)] == alone[index::count]
 
 
+@given(kinds, windows, st.integers(1, 3), st.integers(1, 4), st.integers(0, 9))
+@settings(max_examples=40, deadline=None)
+def test_the_state_of_one_process_is_that_of_all_however_many(drawn, window, before, after, done):
+    alone = packed(drawn, 2, window)
+    rows = iter(packed(drawn, 2, window, process_index=0, process_count=before))
+    for _ in range(done):
+        next(rows)
+    state = json.loads(json.dumps(rows.get_state()))
+    begun = done * before
+    expected = [numbers(row) for row in itertools.islice(alone, begun, begun + 3 * after)]
+    for index in range(after):
+        again = iter(packed(drawn, 2, window, process_index=index, process_count=after))
+        again.set_state(state)
+        assert [numbers(next(again)) for _ in range(3)] == expected[index::after]
+
+
 def test_little_is_padding_with_lengths_like_real_ones():
     rng = np.random.default_rng(0)
     drawn = [(int(rng.integers(28, 48)), bool(rng.random() < 0.5)) for _ in range(1000)]

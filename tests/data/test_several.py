@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from lavit_jax.data import pipeline, stored_ids
+from lavit_jax.data import pipeline, prepared, several, stored_ids
 from lavit_jax.data.prepare import run
 from lavit_jax.data.prepare.tasks import Job
 from lavit_jax.data.sources import Options
@@ -16,24 +16,24 @@ ALONE = {"process_index": 0, "process_count": 1}
 STAMP = Stamp("w", "p", "s")
 
 
-def write_ids(folder, count: int, lost: int | None = None, **facts):
-    """Ids of `count` images of 16 patches, as `lavit tokenize-dataset` writes them."""
+def write_ids(folder, keys, lost=(), **facts):
+    """Ids of images of 16 patches, as `lavit tokenize-dataset` writes them."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     folder.mkdir()
     rng = np.random.default_rng(1)
     writer = ArrayRecordWriter(str(folder / "ids.array_record"), "group_size:1")
-    for number in range(count):
+    for number, key in enumerate(keys):
         keep = (rng.random(16) < 0.4).astype(np.uint8)
         keep[number % 16] = 1
         tokens = Tokens(rng.integers(0, 64, keep.sum()).astype(np.uint16), keep)
-        writer.write(b"lost" if number == lost else stored_ids.encode(str(number), tokens))
+        writer.write(b"lost" if number in lost else stored_ids.encode(key, tokens))
     writer.close()
     index = {
-        "examples": count,
+        "examples": len(keys),
         "patches": 16,
         "stamp": {"weights": "w", "preprocessing": "p", "selection": "s"},
-        "shards": [{"name": "ids.array_record", "examples": count}],
+        "shards": [{"name": "ids.array_record", "examples": len(keys)}],
         **facts,
     }
     (folder / "index.json").write_text(json.dumps(index))
@@ -51,8 +51,13 @@ def folders(tmp_path_factory):
     ):
         job = Job(str(source), str(where / name), Options(), 1_000_000)
         run.prepare(job, run.local_runner(1))
-    write_ids(where / "ids", 100)
+    write_ids(where / "ids", keys_of(where / "pairs"))
     return where
+
+
+def keys_of(folder) -> list[str]:
+    stored = prepared.Prepared(folder)
+    return [stored[place].key for place in range(len(stored))]
 
 
 @pytest.fixture
@@ -201,12 +206,28 @@ def test_condition_images_are_those_of_their_captions(open_batches, mixed_config
     assert checked
 
 
-def test_damaged_ids_are_skipped(open_batches, mixed_config, folders, tmp_path):
-    write_ids(tmp_path / "ids", 100, lost=3)
-    mixed_config.data.sources.pairs.visual_ids = str(tmp_path / "ids")
-    batches = open_batches()
-    for _ in range(20):
+def through(batches, steps: int) -> None:
+    for _ in range(steps):
         next(batches)
+
+
+def test_lost_ids_are_skipped_up_to_a_share(open_batches, mixed_config, folders, tmp_path, caplog):
+    write_ids(tmp_path / "ids", keys_of(folders / "pairs"), lost=(3,))
+    mixed_config.data.sources.pairs.visual_ids = str(tmp_path / "ids")
+    mixed_config.data.max_bad_share = 0.1
+    through(open_batches(), 20)
+    assert "skipped visual ids 3: lost ids" in caplog.text
+    mixed_config.data.max_bad_share = 0.001
+    with pytest.raises(UserError, match=r"max_bad_share=0.001 allows: .* lost ids \(first: "):
+        through(open_batches(), 60)
+
+
+def test_ids_of_another_example_are_as_good_as_lost(open_batches, mixed_config, folders, tmp_path):
+    keys = keys_of(folders / "pairs")
+    write_ids(tmp_path / "ids", [*keys[1:], keys[0]])
+    mixed_config.data.sources.pairs.visual_ids = str(tmp_path / "ids")
+    with pytest.raises(UserError, match=r"lost ids \(first: |visual ids on end are lost"):
+        through(open_batches(), 20)
 
 
 @pytest.mark.parametrize(
@@ -225,13 +246,27 @@ def test_mistakes_in_sources_are_named(open_batches, mixed_config, change, messa
     for name, value in change.items():
         mixed_config.data.sources.pairs[name] = value
     with pytest.raises(UserError, match=message):
+        several.check(mixed_config)
         open_batches()
+
+
+def test_a_mistake_in_sources_does_not_wait_for_stage_two(mixed_config, folders, tmp_path):
+    mixed_config.data.variants = 2
+    with pytest.raises(UserError, match=r"data\.variants must be 1, got 2"):
+        several.check(mixed_config)
+    some = tmp_path / "some"
+    some.mkdir()
+    index = json.loads((folders / "pairs" / "index.json").read_text())
+    (some / "index.json").write_text(json.dumps({**index, "images": 99}))
+    mixed_config.data.sources.pairs.path = str(some)
+    with pytest.raises(UserError, match="pairs mixes images and text alone"):
+        several.check(mixed_config)
 
 
 def test_mistakes_in_weights_are_named(open_batches, mixed_config):
     mixed_config.data.weigh_by = "moons"
     with pytest.raises(UserError, match="weigh_by='moons'"):
-        open_batches()
+        several.check(mixed_config)
     mixed_config.data.curriculum = ((5, {"prose": 1.0}), (5, {"prose": 2.0}))
     with pytest.raises(UserError, match="steps must ascend"):
         open_batches()
@@ -253,6 +288,7 @@ def test_ids_of_another_tokenizer_are_refused_with_what_differs(open_batches, st
 
 
 def test_ids_of_another_data_set_are_refused(open_batches, mixed_config, tmp_path):
-    mixed_config.data.sources.pairs.visual_ids = str(write_ids(tmp_path / "ids", 99))
+    keys = [str(number) for number in range(99)]
+    mixed_config.data.sources.pairs.visual_ids = str(write_ids(tmp_path / "ids", keys))
     with pytest.raises(UserError, match="of 99 examples, the data set has 100"):
         open_batches()

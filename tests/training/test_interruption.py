@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from lavit_jax.training.interruption import HANDLED, Interruption
+from lavit_jax.training.interruption import HANDLED, Interruption, ending_well
 
 
 def test_a_signal_is_remembered_and_work_goes_on():
@@ -34,6 +34,14 @@ def test_a_second_ctrl_c_stops_at_once(first, capfd):
         assert "stopping after this step" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_work_with_nothing_to_save_ends_well_too():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended, ending_well():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended.value.code == 0
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_second_sigterm_changes_nothing():

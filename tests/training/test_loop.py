@@ -136,6 +136,13 @@ def test_a_damaged_newest_checkpoint_falls_back_and_the_curve_is_equal(whole_run
     assert newest.with_name("22.damaged").is_dir()
 
 
+def test_a_run_goes_on_on_another_mesh(whole_run, tmp_path):
+    workdir = copy(whole_run, tmp_path)
+    shutil.rmtree(workdir / "checkpoints" / str(TOTAL))
+    train(mini_config(*UNSEEN, "--config.mesh.fsdp=2"), workdir)
+    np.testing.assert_allclose(losses(workdir), losses(whole_run), rtol=0, atol=1e-5)
+
+
 def test_a_full_disk_ends_with_status_2_and_the_run_goes_on_once_there_is_room(
     whole_run, tmp_path, capsys
 ):

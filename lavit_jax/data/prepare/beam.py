@@ -33,13 +33,19 @@ def beam_runner(name: str, arguments: Sequence[str] = ()) -> Runner:
 
     def run(job: Job, tasks: Sequence[Task]) -> Iterator[dict[str, Any]]:
         options = PipelineOptions([f"--runner={RUNNERS[name]}", *arguments])
-        with beam.Pipeline(options=options) as pipeline:
-            _ = (
-                pipeline
-                | "tasks" >> beam.Create([task.to_json() for task in tasks])
-                | "spread" >> beam.Reshuffle()
-                | "do" >> beam.Map(_do, job)
-            )
+        try:
+            with beam.Pipeline(options=options) as pipeline:
+                _ = (
+                    pipeline
+                    | "tasks" >> beam.Create([task.to_json() for task in tasks])
+                    | "spread" >> beam.Reshuffle()
+                    | "do" >> beam.Map(_do, job)
+                )
+        except UserError:
+            raise
+        except Exception as error:  # each runner has errors of its own; the last line says what
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise UserError(f"--runner {name}: {reason}") from error
         for task in tasks:
             yield pieces.run_task(job, task)  # the receipts are all there by now
 
