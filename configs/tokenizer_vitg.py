@@ -33,8 +33,7 @@ def get_config(arg: str = "v5p-128") -> ConfigDict:
 
 
 def _phase(steps: int, *, quantize: bool) -> ConfigDict:
-    phase = twemoji.tokenizer_phase(steps, quantize=quantize)  # rho: published
-    phase.share_weight = 2.0  # published (lambda)
+    phase = twemoji.tokenizer_phase(steps, quantize=quantize)  # rho, lambda: published
     phase.batch_size = BATCH
     phase.accumulate = 1
     phase.entropy_weight = 0.0  # published: no such term

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from . import common, models
 
-# Steps of stage zero, of stage one without and with quantization, and of stage two.
-STEPS = {"quick": (430, 300, 600, 850), "full": (700, 1800, 3000, 3200)}
+# Steps of stage zero, of the three phases of stage one, and of stage two.
+STEPS = {"quick": (430, 150, 250, 500, 850), "full": (700, 400, 700, 1500, 2600)}
 BUT_SELECTOR = ("merger", "quantizer", "decoder", "pixel_head")
 TOKENIZER_MODULES = ("selector", *BUT_SELECTOR)
 
@@ -21,7 +21,7 @@ def get_config(arg: str = "quick") -> ConfigDict:
     size, _, order = arg.partition(",")
     if size not in STEPS:
         raise ValueError(f"arg must be 'quick' or 'full', got {arg!r}")
-    encode, select, quantize, unify = STEPS[size]
+    encode, reconstruct, select, quantize, unify = STEPS[size]
     config = ConfigDict({"name": f"twemoji-{arg.replace(',', '-')}", "seed": 0})
     config.model = models.twemoji()
     config.data = common.data()
@@ -29,6 +29,11 @@ def get_config(arg: str = "quick") -> ConfigDict:
     # Stage zero trains the encoder; stage one has one of two orders; stage two
     # is the unified model.
     config.schedule = common.schedule(order or "together")
+    if "reconstruct" not in config.schedule:
+        # A selector that learns from the first step on settles, before merger and decoder can say
+        # what a patch is worth, on lengths that hardly differ from picture to picture.
+        first, *others = config.schedule
+        config.schedule = (first, "reconstruct", *others)
     config.phases = {
         "encoder": {
             "objective": "contrastive",
@@ -41,16 +46,17 @@ def get_config(arg: str = "quick") -> ConfigDict:
             "alike_weight": 5.0,
             "optimizer": common.optimizer(1.5e-3, b2=0.95, weight_decay=0.05, warmup=50),
         },
-        "select": tokenizer_phase(select, quantize=False),
-        "quantize": tokenizer_phase(quantize, quantize=True),
-        # The same steps in all, for "selector_first".
+        # Merger and decoder on patches kept at random.
         "reconstruct": {
-            **tokenizer_phase(select // 2, quantize=False),
+            **tokenizer_phase(reconstruct, quantize=False),
             "modules": BUT_SELECTOR,
             "selection": "random",
         },
+        "select": tokenizer_phase(select, quantize=False),
+        "quantize": tokenizer_phase(quantize, quantize=True),
+        # The same steps in all, for "selector_first".
         "selector_alone": {
-            **tokenizer_phase(select // 2, quantize=False),
+            **tokenizer_phase(select, quantize=False),
             "modules": ("selector",),
         },
         "quantize_rest": {
@@ -69,10 +75,10 @@ def get_config(arg: str = "quick") -> ConfigDict:
     }
     if size == "full":
         config.model.quantizer.update({"codes": 4096, "decay": 0.99})
-        # What few codes cost, long training at a high rate does not win back: at 1.5e-3 features
-        # and codes run into each other, and the features lose what they had learned.
+        # Good features lose at 1.5e-3 what they had learned, while they and the codes chase each
+        # other.
         for name in ("quantize", "quantize_rest"):
-            config.phases[name].optimizer.learning_rate = 3e-4
+            config.phases[name].optimizer.learning_rate = 2e-4
     return config
 
 
@@ -88,8 +94,7 @@ def tokenizer_phase(steps: int, *, quantize: bool) -> ConfigDict:
             # Straight-through Gumbel; "greedy" with a frozen selector, "random" without one.
             "selection": "sample",
             "kept_share": 1 / 3,  # rho
-            # lambda; the paper's 2 leaves pictures this simple hardly any difference in length.
-            "share_weight": 1.0,
+            "share_weight": 2.0,  # lambda
             # Ours (0 is the paper): makes decisions certain within a few hundred steps, so that
             # greedy decisions keep the share that sampled ones were trained for, and so that the
             # codebook starts on features that stay.
