@@ -71,9 +71,12 @@ def data() -> ConfigDict:
 
 
 def run() -> ConfigDict:
-    """How a run is stored, reported and laid out on devices."""
+    """How a run starts, is stored, reported and laid out on devices."""
     return ConfigDict(
         {
+            # Weights to start on: a work directory, a folder of `lavit convert` or one in the
+            # published layout; several with commas, of which the first that has a module counts.
+            "start_from": "",
             "checkpoint": {
                 "every": 200,  # steps
                 # What stays; each phase's last checkpoint does besides.

@@ -22,7 +22,6 @@ def get_config(arg: str = "v5p-128") -> ConfigDict:
     if (unet or "sd15") not in UNETS:
         raise ValueError(f"the U-Net must be one of {', '.join(UNETS)}, got {unet!r}")
     config = ConfigDict({"name": f"pixel-decoder-{arg.replace(',', '-')}", "seed": 0})
-    config.start_from = ""
     config.model = models.vitg_llama7b()
     config.model.pixels = UNETS[unet or "sd15"]()
     config.data = common.data()

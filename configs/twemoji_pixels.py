@@ -23,7 +23,6 @@ def get_config(arg: str = "quick") -> ConfigDict:
         raise ValueError(f"arg must be 'quick', 'full' or 'mini', got {arg!r}")
     config = mini.get_config() if arg == "mini" else twemoji.get_config(arg)
     config.name = f"twemoji-pixels-{arg}"
-    config.start_from = ""  # the quickstart's work directory
     config.schedule = ("pixels",)
     if arg != "mini":
         config.model.pixels = models.twemoji_pixels()

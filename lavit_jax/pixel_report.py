@@ -30,7 +30,7 @@ def add(workdir: Path) -> Path | None:
     """
     config = ConfigDict(read_json(workdir / "config.json"))
     report = Path(config.start_from) / "report" / "index.html"
-    if not report.is_file():
+    if not report.is_file() or "pixels" not in config.model:
         return None
     model = api.load(workdir)
     both = (painting.ONE_PASS, "lowres")

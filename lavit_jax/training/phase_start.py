@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from lavit_jax.data import pipeline
 from lavit_jax.data.batches import Batches
@@ -35,7 +34,7 @@ def enter(
             lambda: state.init_state(run.modules, phase.names, tx, phase.trained, seed),
             out_shardings=shardings,
         )()
-        if run.config.get("start_from"):
+        if starting.sources(run.config):
             fresh = starting.begin(run, phase, fresh, tx, shardings)
         return codebook_start.begin(run, phase, fresh, interruption)
     missing = tuple(name for name in phase.names if name not in previous.params)
@@ -47,10 +46,10 @@ def enter(
             ),
             out_shardings={name: shardings.params[name] for name in missing},
         )()
-    if "conditioner" in made and "merger" in previous.params:
-        # The language model's merger starts as a copy of the tokenizer's (SPEC 7).
-        made["conditioner"]["merger"] = jax.tree.map(jnp.copy, previous.params["merger"])
+    made, found = starting.modules(run, missing, made)
     params = {**previous.params, **made}
+    if "conditioner" in missing and "conditioner" not in found.params:
+        starting.copy_merger(params)
     opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(
         {name: params[name] for name in phase.trained}
     )

@@ -6,6 +6,7 @@ import os
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lavit_jax.data.text import TextTokenizer
@@ -64,10 +65,14 @@ def open_workdir(place: Storage) -> Opened:
     )
 
 
-def restore(workdir: str | os.PathLike[str]) -> Restored:
+def restore(workdir: str | os.PathLike[str], mesh: Mesh | None = None) -> Restored:
     """Reads config, text tokenizer and newest checkpoint of a work directory; changes nothing.
 
     Where a phase averages its weights, the averaged ones are given.
+
+    Args:
+      workdir: of a training run; also `gs://BUCKET/FOLDER`.
+      mesh: where the parameters go; by default every device holds all of them.
 
     Raises:
       UserError: as `open_workdir`, or no checkpoint is complete.
@@ -75,7 +80,7 @@ def restore(workdir: str | os.PathLike[str]) -> Restored:
     place = storage.to_read(workdir)
     config, modules, text = open_workdir(place)
     phases = make_schedule(config)
-    mesh = make_mesh(data=len(jax.devices()))
+    mesh = make_mesh(data=len(jax.devices())) if mesh is None else mesh
     found = read_latest(
         place.checkpoints,
         lambda at: abstract_state(modules, phases, mesh, config.seed, at["step"]),

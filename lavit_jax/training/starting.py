@@ -1,27 +1,28 @@
-"""Starts a run on the weights of another: a finished work directory, or published ones.
+"""Starts a run on the weights of others: work directories, converted or published checkpoints.
 
-`config.start_from` names either. The run stands on its own feet then: its checkpoints hold every
-module of its schedule, the frozen ones too.
+`config.start_from` names them, with commas between several: of two that have a module, the first
+counts. The run stands on its own feet then: its checkpoints hold every module of its schedule, the
+frozen ones too.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from lavit_jax.errors import UserError
-from lavit_jax.models.quantizer import Codebook
-from lavit_jax.training import storage
+from lavit_jax.training import weights
 from lavit_jax.training.schedule import Phase
 from lavit_jax.training.state import TrainState
+from lavit_jax.training.weights import Weights
 
 if TYPE_CHECKING:
     from lavit_jax.training.run import Run
@@ -36,26 +37,32 @@ def check(config: ConfigDict, phases: tuple[Phase, ...]) -> None:
     Raises:
       UserError: the first phase needs trained weights and none are named, or they do not exist.
     """
-    source = config.get("start_from", "")
     first = phases[0]
-    if not source and first.config["objective"] in NEED_START:
+    if not sources(config) and first.config["objective"] in NEED_START:
         raise UserError(
             f"config.start_from is empty, but phase {first.name!r} trains on a trained tokenizer: "
             "name a finished work directory, --config.start_from=DIR"
         )
-    if source and not storage.is_bucket(source) and not Path(source).is_dir():
-        raise UserError(f"config.start_from={source!r}: no such folder")
+    for source in sources(config):
+        weights.check(source)
+
+
+def sources(config: ConfigDict) -> list[str]:
+    """What `config.start_from` names."""
+    return [name.strip() for name in config.get("start_from", "").split(",") if name.strip()]
 
 
 def copy_text_model(config: ConfigDict, model: Path) -> None:
-    """The text tokenizer of the run this one starts from: its language model counts on it."""
-    source = config.get("start_from", "")
-    if not source or model.exists():
+    """The text tokenizer of what this run starts from: its language model counts on it.
+
+    Of several the last counts, as in TOKENIZER,LLAMA.
+    """
+    if model.exists():
         return
-    stored = storage.to_read(source).local / model.name
-    if stored.is_file():
+    found = [text for source in sources(config) if (text := weights.text_model(source)) is not None]
+    if found:
         aside = model.with_suffix(".tmp")
-        shutil.copyfile(stored, aside)
+        aside.write_bytes(found[-1])
         os.replace(aside, model)
 
 
@@ -68,40 +75,62 @@ def begin(
 ) -> TrainState:
     """The first state of a run, on the weights `config.start_from` has.
 
-    Modules that the phase trains and the source lacks stay fresh.
+    Modules that the phase trains and the sources lack stay fresh, and so does a codebook that it
+    trains.
 
     Raises:
       UserError: a frozen module is missing there, or a module has other shapes.
     """
-    source = run.config.start_from
-    stored, book = _load(source)
-    missing = [n for n in phase.names if n not in stored and n not in phase.trained]
-    if missing or book is None:
-        what = missing[0] if missing else "codebook"
-        raise UserError(f"{source}: has no {what}, which phase {phase.name!r} needs")
-    params = {
-        name: _placed(name, stored[name], fresh.params[name], source) if name in stored else old
-        for name, old in fresh.params.items()
-    }
-    codes = _placed("codebook", book, fresh.codebook, source)
+    params, found = modules(run, phase.names, fresh.params)
+    absent = [n for n in phase.names if n not in found.params and n not in phase.trained]
+    codes_frozen = "quantizer" in phase.names and "quantizer" not in phase.trained
+    if absent or (codes_frozen and found.codebook is None):
+        what = absent[0] if absent else "codebook"
+        raise UserError(f"{run.config.start_from}: has no {what}, which phase {phase.name!r} needs")
+    if "conditioner" in params and "conditioner" not in found.params:
+        copy_merger(params)
+    book = fresh.codebook
+    if found.codebook is not None:
+        book = _placed("codebook", found.codebook, fresh.codebook, run.config.start_from)
     opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(
         {name: params[name] for name in phase.trained}
     )
-    return fresh.replace(params=params, codebook=codes, opt_state=opt_state)  # type: ignore[attr-defined]
+    return fresh.replace(params=params, codebook=book, opt_state=opt_state)  # type: ignore[attr-defined]
 
 
-def _load(source: str) -> tuple[Mapping[str, Any], Codebook | None]:
-    if storage.is_bucket(source) or (Path(source) / "config.json").is_file():
-        from lavit_jax.training.restore import restore
+def copy_merger(params: dict[str, Any]) -> None:
+    """The language model's merger starts as a copy of the tokenizer's (SPEC 7)."""
+    if "merger" in params:
+        copied = jax.tree.map(jnp.copy, params["merger"])
+        params["conditioner"] = {**params["conditioner"], "merger": copied}
 
-        found = restore(source)
-        return found.params, found.codebook
-    from lavit_jax.convert import published
 
-    wanted = (published.VISUAL, "pixel_decoding")
-    parts = published.parts_of(Path(source), known=wanted)
-    loaded = published.load_published(Path(source), parts)
-    return loaded.params, loaded.codebook
+def modules(
+    run: Run, names: Collection[str], fresh: Mapping[str, Any]
+) -> tuple[dict[str, Any], Weights]:
+    """Modules as `config.start_from` has them, or fresh.
+
+    Args:
+      run: what stays the same through a run.
+      names: of the modules.
+      fresh: their fresh parameters.
+
+    Returns:
+      Parameters of all names where the fresh ones lie, and what the sources had.
+
+    Raises:
+      UserError: a module has other shapes there.
+    """
+    found, params = Weights({}, None), dict(fresh)
+    for source in sources(run.config):
+        wanted = [name for name in names if name not in found.params]
+        stored = weights.read(source, wanted, run.mesh)
+        for name in wanted:
+            if name in stored.params:
+                found.params[name] = None  # what is placed need not be held twice
+                params[name] = _placed(name, stored.params.pop(name), fresh[name], source)
+        found = Weights(found.params, found.codebook or stored.codebook)
+    return params, found
 
 
 def _placed(name: str, stored: Any, fresh: Any, source: str) -> Any:
@@ -119,6 +148,11 @@ def _placed(name: str, stored: Any, fresh: Any, source: str) -> Any:
     if len(theirs) > len(ours):
         extra = next(path for path in theirs if path not in ours)
         raise UserError(f"{source}: {name}{extra} is not part of this config's {name}")
-    return jax.tree.map(
-        lambda new, old: jax.device_put(np.asarray(new, old.dtype), old.sharding), stored, fresh
-    )
+    return jax.tree.map(_as, stored, fresh)
+
+
+def _as(new: Any, old: Any) -> Any:
+    """An array in the dtype and the place of another; what other hosts hold is not fetched."""
+    if isinstance(new, jax.Array):
+        return jax.jit(lambda x: x.astype(old.dtype), out_shardings=old.sharding)(new)
+    return jax.device_put(np.asarray(new, old.dtype), old.sharding)
