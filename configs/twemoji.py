@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from . import common, models
 
 # Steps of stage zero, of the three phases of stage one, and of stage two.
-STEPS = {"quick": (430, 150, 250, 500, 850), "full": (700, 400, 700, 1500, 2600)}
+STEPS = {"quick": (430, 150, 250, 500, 850), "full": (700, 400, 700, 1000, 2400)}
 BUT_SELECTOR = ("merger", "quantizer", "decoder", "pixel_head")
 TOKENIZER_MODULES = ("selector", *BUT_SELECTOR)
 
@@ -74,11 +74,14 @@ def get_config(arg: str = "quick") -> ConfigDict:
         },
     }
     if size == "full":
-        config.model.quantizer.update({"codes": 4096, "decay": 0.99})
-        # Good features lose at 1.5e-3 what they had learned, while they and the codes chase each
-        # other.
+        # Features that had time to become good lose more than codes win while the two chase each
+        # other. Here they rest, k-means' codes all but do, and what reads them gets used to them.
+        config.model.quantizer.update({"codes": 4096, "decay": 0.9999})
         for name in ("quantize", "quantize_rest"):
-            config.phases[name].optimizer.learning_rate = 2e-4
+            config.phases[name].update(
+                {"modules": ("decoder", "pixel_head"), "selection": "greedy"}
+            )
+            config.phases[name].optimizer.learning_rate = 3e-4
     return config
 
 
