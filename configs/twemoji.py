@@ -78,10 +78,9 @@ def get_config(arg: str = "quick") -> ConfigDict:
         # other. Here they rest, k-means' codes all but do, and what reads them gets used to them.
         config.model.quantizer.update({"codes": 4096, "decay": 0.9999})
         for name in ("quantize", "quantize_rest"):
-            config.phases[name].update(
-                {"modules": ("decoder", "pixel_head"), "selection": "greedy"}
-            )
-            config.phases[name].optimizer.learning_rate = 3e-4
+            phase = config.phases[name]
+            phase.update({"modules": ("decoder", "pixel_head"), "selection": "greedy"})
+            phase.optimizer.learning_rate = 3e-4
     return config
 
 
