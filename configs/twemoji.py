@@ -10,10 +10,8 @@ from ml_collections import ConfigDict
 
 from . import common, models
 
-# Steps of stage zero, of the three phases of stage one, and of stage two.
-STEPS = {"quick": (430, 150, 250, 500, 850), "full": (700, 400, 700, 1000, 2400)}
-BUT_SELECTOR = ("merger", "quantizer", "decoder", "pixel_head")
-TOKENIZER_MODULES = ("selector", *BUT_SELECTOR)
+# Steps of stage zero, of stage one (on random patches, without quantization, with it), of stage two.
+STEPS = {"quick": (500, 0, 300, 600, 900), "full": (700, 400, 700, 300, 2400)}
 
 
 def get_config(arg: str = "quick") -> ConfigDict:
@@ -29,9 +27,8 @@ def get_config(arg: str = "quick") -> ConfigDict:
     # Stage zero trains the encoder; stage one has one of two orders; stage two
     # is the unified model.
     config.schedule = common.schedule(order or "together")
-    if "reconstruct" not in config.schedule:
-        # A selector that learns from the first step on settles, before merger and decoder can say
-        # what a patch is worth, on lengths that hardly differ from picture to picture.
+    if size == "full" and "reconstruct" not in config.schedule:
+        # Merger and decoder can say what a patch is worth before the selector learns from them.
         first, *others = config.schedule
         config.schedule = (first, "reconstruct", *others)
     config.phases = {
@@ -48,7 +45,7 @@ def get_config(arg: str = "quick") -> ConfigDict:
         },
         # Merger and decoder on patches kept at random.
         "reconstruct": {
-            **tokenizer_phase(reconstruct, quantize=False),
+            **tokenizer_phase(reconstruct or select // 2, quantize=False),
             "modules": BUT_SELECTOR,
             "selection": "random",
         },
@@ -80,7 +77,7 @@ def get_config(arg: str = "quick") -> ConfigDict:
         for name in ("quantize", "quantize_rest"):
             phase = config.phases[name]
             phase.update({"modules": ("decoder", "pixel_head"), "selection": "greedy"})
-            phase.optimizer.learning_rate = 3e-4
+            phase.optimizer.learning_rate = 1e-4
     return config
 
 
