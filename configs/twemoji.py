@@ -10,8 +10,10 @@ from ml_collections import ConfigDict
 
 from . import common, models
 
-# Steps of stage zero, of stage one (on random patches, without quantization, with it), of stage two.
+# Steps of stage zero, of stage one on random patches, without and with quantization, of stage two.
 STEPS = {"quick": (500, 0, 300, 600, 900), "full": (700, 400, 700, 300, 2400)}
+BUT_SELECTOR = ("merger", "quantizer", "decoder", "pixel_head")
+TOKENIZER_MODULES = ("selector", *BUT_SELECTOR)
 
 
 def get_config(arg: str = "quick") -> ConfigDict:
