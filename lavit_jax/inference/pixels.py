@@ -52,6 +52,9 @@ class Settings:
       steps: of the sampler.
       solver: "ddim" or "dpm++".
       tiled: decode latents tile by tile, for less memory.
+
+    Raises:
+      UserError: a solver there is not.
     """
 
     height: int | None = None
@@ -60,6 +63,38 @@ class Settings:
     steps: int | None = None
     solver: str | None = None
     tiled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.solver is not None and self.solver not in diffusion.SOLVERS:
+            known = ", ".join(diffusion.SOLVERS)
+            raise UserError(f"solver is {self.solver!r}, expected one of {known}")
+
+
+def settings_of(
+    size: Sequence[int] | None = None,
+    guidance: float | None = None,
+    steps: int | None = None,
+    solver: str | None = None,
+    tile: bool = False,
+) -> Settings:
+    """Settings as drawings and reconstructions have them.
+
+    Args:
+      size: height and width.
+      guidance: see `Settings`.
+      steps: likewise.
+      solver: likewise.
+      tile: likewise.
+
+    Raises:
+      UserError: a size that is no pair of whole numbers, or a solver there is not.
+    """
+    if size is None:
+        return Settings(guidance=guidance, steps=steps, solver=solver, tiled=tile)
+    if np.shape(size) != (2,) or not all(isinstance(side, int | np.integer) for side in size):
+        raise UserError(f"decoder_size is {size!r}, expected (height, width)")
+    height, width = map(int, size)
+    return Settings(height, width, guidance, steps, solver, tile)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +270,10 @@ class PixelDecoder:
             arrays = (self._params, self._codes, self._stored, ids_BL, valid, keys)
             painted += list(np.asarray(program(*arrays, settings=full))[: len(part)])
         return painted
+
+    def check(self, settings: Settings) -> None:
+        """Raises UserError for settings that the decoder cannot follow."""
+        self._full(settings)
 
     def _full(self, settings: Settings) -> _Full:
         """Settings with every value known, and checked."""

@@ -86,6 +86,10 @@ class DrawOptions:
       decoder: "onepass", "lowres" or "highres"; None is the first the model has.
       decoder_guidance: of a decoder that has it; None is its own.
       decoder_steps: of a decoder that has them; None is its own.
+      decoder_size: height and width in pixels, of a decoder that paints at any size; None is the
+        one it was trained at.
+      decoder_solver: "ddim" or "dpm++", of a decoder that has steps; None is its own.
+      decoder_tile: whether latents are decoded tile by tile, for less memory.
     """
 
     guidance: float = 4.0
@@ -101,6 +105,9 @@ class DrawOptions:
     decoder: str | None = None
     decoder_guidance: float | None = None
     decoder_steps: int | None = None
+    decoder_size: tuple[int, int] | None = None
+    decoder_solver: str | None = None
+    decoder_tile: bool = False
 
     def __post_init__(self) -> None:
         _at_least("temperature", self.temperature, 0)
@@ -142,6 +149,9 @@ class DrawChanges(TypedDict, total=False):
     decoder: str | None
     decoder_guidance: float | None
     decoder_steps: int | None
+    decoder_size: tuple[int, int] | None
+    decoder_solver: str | None
+    decoder_tile: bool
 
 
 @dataclasses.dataclass(frozen=True)

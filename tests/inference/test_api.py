@@ -267,6 +267,7 @@ def test_reconstruction_draws_from_the_ids_alone(model):
     (lambda m: m.reconstruct(PICTURES[:1], decoder="lowres"), "no lowres decoder; it has: onepass"),
     (lambda m: m.reconstruct(PICTURES[:1], decoder="best"), "decoder is 'best', expected one of"),
     (lambda m: m.draw(["x"], preset="fid"), "no lowres decoder"),
+    (lambda m: m.draw(["x"], decoder_size=(8, 8)), "onepass decoder paints at one size"),
     (lambda m: m.draw([[PICTURES[0]]], best_of=2), "best_of needs words"),
     (lambda m: m.draw(["x"], max_ids=99), "max_ids is 99, but this model draws at most 16"),
     (lambda m: m.complete(["x"], n_best=3), "n_best is 3, expected 1 to the 2 of beams"),

@@ -1,11 +1,14 @@
 """Settings: presets, and what users change."""
 
+import dataclasses
+
 import pytest
 
 from lavit_jax.cli import common
 from lavit_jax.errors import UserError
 from lavit_jax.inference import painting, presets
 from lavit_jax.inference.presets import DrawOptions, TextOptions, changed
+from lavit_jax.models import diffusion
 
 
 def test_published_settings_are_the_published_ones():
@@ -28,9 +31,11 @@ def test_own_settings_cut_nothing_and_hold_nothing_back():
         assert (options.min_new, options.cut) == (1, ())
 
 
-def test_the_commands_know_all_presets_and_decoders():
+def test_the_commands_know_all_presets_decoders_and_solvers():
     assert tuple(presets.PRESETS) == common.PRESETS
     assert painting.DECODERS == common.DECODERS
+    assert diffusion.SOLVERS == common.SOLVERS
+    assert set(common.DECODER_FIELDS) <= {field.name for field in dataclasses.fields(DrawOptions)}
 
 
 def test_a_preset_gives_way_to_what_is_asked_for():
