@@ -70,7 +70,7 @@ def test_highres_paints_every_published_ratio_and_is_told_its_size(decoders, siz
     def paint(params, codes, ids, valid, keys):
         embedded = codes[ids]
         seen.append(painter._condition(params, embedded, valid, full).sizes_B6)
-        return painter.paint(params, codes, None, ids, valid, keys, full)
+        return painter.paint(params, codes, None, ids, valid, keys, None, full)
 
     ids, keys = np.zeros((2, 16), np.int32), jax.random.split(jax.random.key(0), 2)
     shape = jax.eval_shape(paint, decoder._params, decoder._codes, ids, ids == 0, keys)
@@ -121,7 +121,11 @@ def test_one_program_serves_every_call(decoders):
     program = pixels._program(painter_of(decoder))
     compiled = program._cache_size()
     decoder.paint(IDS[::-1], seed=9, settings=QUICK)
+    first, second = (
+        decoder.paint(IDS, settings=Settings(steps=3, guidance=scale)) for scale in (2.0, 9.0)
+    )
     assert program._cache_size() == compiled
+    assert not np.array_equal(first, second)
 
 
 def test_settings_that_cannot_be_followed_are_told(decoders):
