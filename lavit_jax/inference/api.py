@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from lavit_jax.convert import record
-from lavit_jax.data.layout import QUESTION
+from lavit_jax.data.layout import QUESTION, plain_question
 from lavit_jax.data.text import TextTokenizer
 from lavit_jax.errors import UserError
 from lavit_jax.inference import drawing, painting, pixels, presets, scoring, writing
@@ -148,13 +148,15 @@ class Lavit(Engine):
           An answer to each question.
 
         Raises:
-          UserError: as `caption`; an empty question, or another number of them than of images.
+          UserError: as `caption`; a question of no words, or another number of them than of
+            images.
         """
         if len(images) != len(questions):
             raise UserError(f"{len(images)} images and {len(questions)} questions")
         self.need("llm", "conditioner")
-        asked = [QUESTION.format(nonblank(question, "question")) for question in questions]
         options = presets.changed(presets.preset(preset or self.preset).answer, changes)
+        plain = plain_question if options.plain_question else str
+        asked = [QUESTION.format(nonblank(plain(question), "question")) for question in questions]
         prompts = [[as_picture(image), words] for image, words in zip(images, asked)]
         said = writing.write(self, prompts, options, select=self.selection(select), seed=seed)
         return [texts[0].text for texts in said]

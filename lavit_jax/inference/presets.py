@@ -42,6 +42,8 @@ class TextOptions:
       top_k: samples among the k likeliest ids; None is all.
       top_p: samples among the fewest ids of this probability together; None is all.
       cut: the text ends before the first of these.
+      plain_question: of answers: questions are put in lower case, without .!"()*#:;~ and with 50
+        words at most.
     """
 
     beams: int = 2
@@ -54,6 +56,7 @@ class TextOptions:
     top_k: int | None = None
     top_p: float | None = None
     cut: tuple[str, ...] = ()
+    plain_question: bool = False
 
     def __post_init__(self) -> None:
         _at_least("beams", self.beams, 1)
@@ -131,6 +134,7 @@ class TextChanges(TypedDict, total=False):
     top_k: int | None
     top_p: float | None
     cut: tuple[str, ...]
+    plain_question: bool
 
 
 class DrawChanges(TypedDict, total=False):
@@ -172,6 +176,7 @@ _PUBLISHED = Preset(
         length_penalty=0.0,
         early_stopping=True,
         cut=("\n", ",", "."),
+        plain_question=True,
     ),
     draw=DrawOptions(top_k=50, guidance=4.0, mixed_guidance=5.0, first_suppressed=3),
 )

@@ -247,6 +247,9 @@ def test_answer_takes_several_questions_about_one_picture(model, capsys):
         {"question": "who?", "answer": "answer to who?"},
     ]
     assert len(model.calls[0][1]["images"]) == 2
+    assert "plain_question" not in model.calls[0][1]
+    assert main(["answer", "cat.png", "what?", "--no-plain-question"]) == 0
+    assert model.calls[1][1]["plain_question"] is False
 
 
 def test_draw_writes_pictures_and_a_sheet(model, capsys):

@@ -11,9 +11,10 @@ from PIL import Image
 from lavit_jax.data import text as text_data
 from lavit_jax.data.text import TextTokenizer
 from lavit_jax.errors import UserError
-from lavit_jax.inference import drawing, selection
+from lavit_jax.inference import drawing, selection, writing
 from lavit_jax.inference.api import Lavit
 from lavit_jax.inference.presets import DrawOptions
+from lavit_jax.inference.writing import Said
 from lavit_jax.models import attention, lavit, quantizer
 from lavit_jax.models.config import lavit_config
 from random_params import random_params
@@ -218,6 +219,25 @@ def test_answers_in_a_batch_are_those_one_by_one(model):
     together = model.answer(PICTURES, asked, max_new=5)
     alone = [model.answer([i], [q], max_new=5)[0] for i, q in zip(PICTURES, asked)]
     assert alone == together
+
+
+def test_the_published_preset_asks_plain_questions(model, monkeypatch):
+    asked = []
+
+    def write(engine, prompts, *args, **options):
+        asked.extend(words for _, words in prompts)
+        return [[Said("yes", 0.0)] for _ in prompts]
+
+    monkeypatch.setattr(writing, "write", write)
+    for how in ({}, {"preset": "published"}, {"preset": "published", "plain_question": False}):
+        model.answer(PICTURES[:1], ["What is THIS!"], **how)
+    assert asked == [
+        "Question: What is THIS! Answer:",
+        "Question: what is this Answer:",
+        "Question: What is THIS! Answer:",
+    ]
+    with pytest.raises(UserError, match="question is empty"):
+        model.answer(PICTURES[:1], ["!!"], preset="published")
 
 
 def test_drawings_are_pictures_of_the_models_size(model):

@@ -17,6 +17,7 @@ def test_published_settings_are_the_published_ones():
     assert (caption.beams, caption.min_new, caption.max_new, caption.cut) == (2, 8, 36, (".",))
     assert (answer.beams, answer.length_penalty, answer.min_new, answer.max_new) == (5, 0, 2, 10)
     assert answer.early_stopping and answer.cut == ("\n", ",", ".")
+    assert answer.plain_question and not presets.preset("own").answer.plain_question
     assert (draw.top_k, draw.top_p, draw.temperature, draw.first_suppressed) == (50, None, 1, 3)
     assert (draw.guidance, draw.mixed_guidance) == (4, 5)
     fid, appendix = presets.preset("fid").draw, presets.preset("fid-appendix").draw
