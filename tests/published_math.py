@@ -243,6 +243,7 @@ def reference_arrays(states: dict[str, State], s: Shapes, seed: int = 0) -> dict
         "lm_ids": rng.integers(0, s.vocab, (batch, 9)),
         "lm_mask": mask,
         "question_ids": np.array([[5, 6, 7, 8], [9, 10, -1, -1]]),
+        "t2i_prompt_ids": np.array([[11, 4, 17, s.text_vocab]]),
     }
     return compute(states, s, inputs)
 
@@ -315,10 +316,96 @@ def _language(
     longest = max(map(len, rows))
     mask = np.stack([(np.arange(longest) >= longest - len(row)).astype(np.int64) for row in rows])
     embeds = np.stack([np.pad(row, ((longest - len(row), 0), (0, 0))) for row in rows])
-    return {
+    prompts = [row[real > 0] for row, real in zip(embeds, mask)]
+    ids, scores = _drawing(states["llm"], s, inputs["t2i_prompt_ids"])
+    return _texts(states["llm"], s, prompts) | {
+        "t2i_greedy_ids": ids,
+        "t2i_scores": scores,
         "lm_logits": logits,
         "llm_features": features,
         "prompt_embeds": embeds,
         "prompt_mask": mask,
         "prompt_last_logits": llama(states["llm"], embeds, mask, s)[:, -1],
     }
+
+
+EOS = 2
+
+
+def log_probs(state: State, s: Shapes, prompt: np.ndarray, tails: list[list[int]]) -> np.ndarray:
+    """Of the token after a prompt's embeddings [S, E] and each of as long tails, [n, V]."""
+    table = state["model.embed_tokens.weight"].astype(np.float64)
+    embeds = np.stack([np.concatenate([prompt, table[np.array(ids, int)]]) for ids in tails])
+    logits = llama(state, embeds, np.ones(embeds.shape[:2], np.int64), s)[:, -1]
+    return np.log(softmax(logits))
+
+
+def _texts(state: State, s: Shapes, prompts: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Text without visual ids: greedy, 2 beams, and 5 that stop early and are not normalized."""
+    searches = {
+        "greedy_ids": lambda row: beam_ids(state, s, row, 1, 12, 2, 1.0, early=True),
+        "beam2_caption_ids": lambda row: beam_ids(state, s, row, 2, 12, 4, 1.0, early=False),
+        "beam5_answer_ids": lambda row: beam_ids(state, s, row, 5, 10, 2, 0.0, early=True),
+    }
+    return {name: _padded([search(row) for row in prompts]) for name, search in searches.items()}
+
+
+def beam_ids(
+    state: State,
+    s: Shapes,
+    prompt: np.ndarray,
+    beams: int,
+    most: int,
+    least: int,
+    penalty: float,
+    *,
+    early: bool,
+) -> list[int]:
+    """The best ids of a beam search over whole sequences; one beam is greedy decoding."""
+    running: list[tuple[float, list[int]]] = [(0.0, [])]
+    ended: list[tuple[float, list[int]]] = []
+    for length in range(1, most + 1):
+        scores = log_probs(state, s, prompt, [ids for _, ids in running])
+        scores[:, s.text_vocab :] = -np.inf
+        if length <= least:
+            scores[:, EOS] = -np.inf
+        totals = scores + np.array([[total] for total, _ in running])
+        best = [divmod(int(i), s.vocab) for i in np.argsort(-totals, axis=None)[: 2 * beams]]
+        candidates = [(totals[row, token], [*running[row][1], token]) for row, token in best]
+        ended += [
+            (total / length**penalty, ids)
+            for total, ids in candidates[:beams]
+            if ids[-1] == EOS or length == most
+        ]
+        ended = sorted(ended, key=lambda one: -one[0])[:beams]
+        running = [one for one in candidates if one[1][-1] != EOS][:beams]
+        full = len(ended) == beams
+        if full and (early or ended[-1][0] >= running[0][0] / length**penalty):
+            break
+    return ended[0][1]
+
+
+def _drawing(state: State, s: Shapes, ids_BS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ten greedy visual ids under guidance of 4, and the scores before each."""
+    table = state["model.embed_tokens.weight"].astype(np.float64)
+    start, end = s.text_vocab, s.text_vocab + 1
+    (prompt,) = ids_BS
+    ids: list[int] = []
+    rows: list[np.ndarray] = []
+    while len(ids) < 10 and end not in ids:
+        conditional, unconditional = (
+            log_probs(state, s, table[begun], [ids])[0] for begun in (prompt, np.array([start]))
+        )
+        scores = unconditional + 4.0 * (conditional - unconditional)
+        scores[: end + (len(ids) < 4)] = -np.inf
+        rows.append(scores)
+        ids.append(int(scores.argmax()))
+    return np.array([ids]), np.stack(rows)[None]
+
+
+def _padded(rows: list[list[int]]) -> np.ndarray:
+    """Rows of ids, 0 after those that ended."""
+    out = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    for filled, ids in zip(out, rows):
+        filled[: len(ids)] = ids
+    return out

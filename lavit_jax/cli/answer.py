@@ -33,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_select(parser)
     add_preset(parser)
     add_text(parser)
+    parser.add_argument(
+        "--plain-question",
+        action=argparse.BooleanOptionalAction,
+        help='ask in lower case, without .!"()*#:;~ and in 50 words at most, as published',
+    )
     add_seed(parser, "samples")
     add_workdir(parser)
     add_json(parser)
@@ -49,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
             select=args.select,
             seed=args.seed,
             preset=args.preset,
-            **given(args, TEXT_FIELDS),
+            **given(args, (*TEXT_FIELDS, "plain_question")),
         )
     if args.json:
         pairs = zip(questions, answers, strict=True)

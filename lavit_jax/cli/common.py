@@ -60,6 +60,15 @@ SELECT_HELP = (
 )
 PRESETS = ("own", "published", "fid", "fid-appendix")
 DECODERS = ("onepass", "lowres", "highres")
+SOLVERS = ("ddim", "dpm++")
+DECODER_FIELDS = (
+    "decoder",
+    "decoder_guidance",
+    "decoder_steps",
+    "decoder_size",
+    "decoder_solver",
+    "decoder_tile",
+)
 
 
 def add_select(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +106,27 @@ def add_decoder(parser: argparse.ArgumentParser) -> None:
         type=number(int, 1),
         metavar="N",
         help="steps of a diffusion decoder (default: its own)",
+    )
+    parser.add_argument(
+        "--size",
+        dest="decoder_size",
+        type=size,
+        metavar="HxW",
+        help="height and width of a diffusion decoder's pictures, such as 768x1344 (default: the "
+        "size it was trained at)",
+    )
+    parser.add_argument(
+        "--solver",
+        dest="decoder_solver",
+        choices=SOLVERS,
+        help="of a diffusion decoder; dpm++ needs about half the steps (default: its own)",
+    )
+    parser.add_argument(
+        "--tiled",
+        dest="decoder_tile",
+        action="store_true",
+        default=None,
+        help="decode a diffusion decoder's latents tile by tile, for less memory",
     )
 
 
@@ -185,6 +215,14 @@ def number(kind: Callable[[str], Any], low: float) -> Callable[[str], Any]:
         return value
 
     return parse
+
+
+def size(text: str) -> tuple[int, int]:
+    """An argument type: height and width."""
+    sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text, re.ASCII)
+    if sides is None:
+        raise argparse.ArgumentTypeError(f"takes HxW such as 768x1344, got {text!r}")
+    return int(sides[1]), int(sides[2])
 
 
 def nonblank(text: str, what: str) -> str:

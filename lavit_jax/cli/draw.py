@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lavit_jax.cli.common import (
+    DECODER_FIELDS,
     add_decoder,
     add_json,
     add_out,
@@ -35,6 +36,7 @@ examples:
   lavit draw "waving hand dark skin tone"
   lavit draw "red apple" "green apple" --n 9 --guidance 6 --seed 1 --out apples
   lavit draw "a green apple" --image red-apple.png --best-of 4
+  lavit draw "a red apple" --decoder highres --size 768x1344
 """
 
 FIELDS = (
@@ -46,9 +48,7 @@ FIELDS = (
     "min_ids",
     "max_ids",
     "best_of",
-    "decoder",
-    "decoder_guidance",
-    "decoder_steps",
+    *DECODER_FIELDS,
 )
 
 

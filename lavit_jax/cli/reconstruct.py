@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from lavit_jax.cli.common import (
+    DECODER_FIELDS,
     add_decoder,
     add_json,
     add_out,
@@ -28,9 +29,8 @@ EXAMPLES = """\
 examples:
   lavit reconstruct cat.png dog.jpg --out again
   lavit reconstruct cat.png --select top=32
+  lavit reconstruct cat.png --decoder highres --size 768x1344 --solver dpm++ --decoder-steps 15
 """
-
-FIELDS = ("decoder", "decoder_guidance", "decoder_steps")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     model = load_model(args.workdir)
     with working("reconstructing"):
         pictures = model.reconstruct(
-            images, select=args.select, seed=args.seed, **given(args, FIELDS)
+            images, select=args.select, seed=args.seed, **given(args, DECODER_FIELDS)
         )
 
     from lavit_jax.report import figures

@@ -6,6 +6,7 @@ Legend: n tokens of an example, N patches, L kept patches.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,13 @@ from jaxtyping import Int8, Int32, UInt8
 from lavit_jax.data.text import BOS_ID, EOS_ID, PAD_ID
 
 QUESTION = "Question: {} Answer:"  # as published (SPEC 9)
+MOST_WORDS = 50  # of a question, as published
+
+
+def plain_question(question: str) -> str:
+    """A question as the published model is asked: lower case, some marks removed, 50 words."""
+    text = re.sub(r'[.!"()*#:;~]', "", question.lower()).rstrip(" ")
+    return " ".join(text.split(" ")[:MOST_WORDS])
 
 
 @dataclasses.dataclass(frozen=True)

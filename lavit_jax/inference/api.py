@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from lavit_jax.convert import record
-from lavit_jax.data.layout import QUESTION
+from lavit_jax.data.layout import QUESTION, plain_question
 from lavit_jax.data.text import TextTokenizer
 from lavit_jax.errors import UserError
 from lavit_jax.inference import drawing, painting, pixels, presets, scoring, writing
@@ -148,13 +148,15 @@ class Lavit(Engine):
           An answer to each question.
 
         Raises:
-          UserError: as `caption`; an empty question, or another number of them than of images.
+          UserError: as `caption`; a question of no words, or another number of them than of
+            images.
         """
         if len(images) != len(questions):
             raise UserError(f"{len(images)} images and {len(questions)} questions")
         self.need("llm", "conditioner")
-        asked = [QUESTION.format(nonblank(question, "question")) for question in questions]
         options = presets.changed(presets.preset(preset or self.preset).answer, changes)
+        plain = plain_question if options.plain_question else str
+        asked = [QUESTION.format(nonblank(plain(question), "question")) for question in questions]
         prompts = [[as_picture(image), words] for image, words in zip(images, asked)]
         said = writing.write(self, prompts, options, select=self.selection(select), seed=seed)
         return [texts[0].text for texts in said]
@@ -215,8 +217,8 @@ class Lavit(Engine):
           seed: the same seed gives the same pictures.
           preset: where settings come from.
           changes: fields of `DrawOptions`, such as guidance=6.0, temperature=0, top_k=None,
-            best_of=4 (rank that many candidates of each picture by `score`) or
-            decoder="highres".
+            best_of=4 (rank that many candidates of each picture by `score`),
+            decoder="highres" or decoder_size=(768, 1344).
 
         Returns:
           For each prompt n pictures, uint8 [H, W, 3].
@@ -226,7 +228,14 @@ class Lavit(Engine):
             a decoder the model does not have, or settings that do not fit together.
         """
         options = presets.changed(presets.preset(preset or self.preset).draw, changes)
-        paint = painting.choose(self, options.decoder)
+        how = pixels.settings_of(
+            options.decoder_size,
+            options.decoder_guidance,
+            options.decoder_steps,
+            options.decoder_solver,
+            options.decoder_tile,
+        )
+        paint = painting.choose(self, options.decoder, how)
         selection = self.selection(select)
         read = drawing.read_prompts(self, prompts, images or (), selection, seed)
         return drawing.draw(self, read, n, options, paint, seed)
@@ -240,6 +249,9 @@ class Lavit(Engine):
         seed: int = 0,
         decoder_guidance: float | None = None,
         decoder_steps: int | None = None,
+        decoder_size: tuple[int, int] | None = None,
+        decoder_solver: str | None = None,
+        decoder_tile: bool = False,
     ) -> list[np.ndarray]:
         """Draws pictures again from nothing but their visual ids.
 
@@ -250,17 +262,23 @@ class Lavit(Engine):
           seed: of a sampled selection and of a decoder that samples.
           decoder_guidance: of a decoder that has it.
           decoder_steps: of a decoder that has them.
+          decoder_size: height and width, of a decoder that paints at any size.
+          decoder_solver: "ddim" or "dpm++", of a decoder that has steps.
+          decoder_tile: whether latents are decoded tile by tile, for less memory.
 
         Returns:
           uint8 [H, W, 3] each.
 
         Raises:
-          UserError: an image that cannot be read, or a decoder the model does not have.
+          UserError: an image that cannot be read, a decoder the model does not have, or settings
+            it cannot follow.
         """
-        paint = painting.choose(self, decoder)
+        how = pixels.settings_of(
+            decoder_size, decoder_guidance, decoder_steps, decoder_solver, decoder_tile
+        )
+        paint = painting.choose(self, decoder, how)
         found = self.tokenize(images, select, seed)
-        settings = Settings(guidance=decoder_guidance, steps=decoder_steps)
-        return paint([tokens.ids for tokens in found], seed, settings)
+        return paint([tokens.ids for tokens in found], seed)
 
     def paint(
         self,
@@ -283,7 +301,7 @@ class Lavit(Engine):
         Raises:
           UserError: a decoder the model does not have, or settings it cannot follow.
         """
-        return painting.choose(self, decoder)(ids, seed, settings)
+        return painting.choose(self, decoder, settings or Settings())(ids, seed)
 
     def score(
         self,

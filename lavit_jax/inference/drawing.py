@@ -18,7 +18,6 @@ from lavit_jax.inference import selection as selections
 from lavit_jax.inference.engine import ROWS, Engine, Image, Prompt, as_picture, nonblank
 from lavit_jax.inference.generate import SamplingConfig
 from lavit_jax.inference.painting import Paint
-from lavit_jax.inference.pixels import Settings
 from lavit_jax.inference.presets import DrawOptions
 from lavit_jax.inference.programs import banned_ids
 from lavit_jax.inference.scoring import text_given_image
@@ -105,8 +104,7 @@ def draw(
         raise UserError("best_of needs words in the prompt: candidates are ranked by them")
     jobs = [(row, number) for row in range(len(prompts)) for number in range(n * best_of)]
     codes = sample_codes(engine, prompts, jobs, options, seed)
-    settings = Settings(guidance=options.decoder_guidance, steps=options.decoder_steps)
-    pictures = paint(codes, seed, settings)
+    pictures = paint(codes, seed)
     if best_of > 1:
         words = [prompts[row].words for row, _ in jobs]
         scores = text_given_image(engine, pictures, words, select=selections.GREEDY, seed=0)

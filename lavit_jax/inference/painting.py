@@ -20,14 +20,12 @@ DECODERS = (ONE_PASS, "lowres", "highres")
 PREFERRED = (ONE_PASS, "highres", "lowres")  # a model's own is the first of them that it has
 ONE_PASS_MODULES = ("decoder", "pixel_head")
 
-# Codes of each picture, int [kept], a seed and settings to pictures, uint8 [H, W, 3].
-Paint = Callable[[Sequence[np.ndarray], int, Settings | None], list[np.ndarray]]
+# Codes of each picture, int [kept], and a seed to pictures, uint8 [H, W, 3].
+Paint = Callable[[Sequence[np.ndarray], int], list[np.ndarray]]
 
 
-def _paint_onepass(
-    engine: Engine, codes: Sequence[np.ndarray], seed: int, settings: Settings | None
-) -> list[np.ndarray]:
-    """By the one-pass pixel head, which samples nothing: it has no use for a seed or settings."""
+def _paint_onepass(engine: Engine, codes: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+    """By the one-pass pixel head, which samples nothing: it has no use for a seed."""
     pictures: list[np.ndarray] = []
     for start in range(0, len(codes), ROWS):
         part = codes[start : start + ROWS]
@@ -38,13 +36,6 @@ def _paint_onepass(
     return pictures
 
 
-def _paint_diffusion(
-    engine: Engine, kind: str, codes: Sequence[np.ndarray], seed: int, settings: Settings | None
-) -> list[np.ndarray]:
-    """By a diffusion decoder, whose weights are read now if they have not been."""
-    return engine.decoders[kind]().paint(codes, seed, settings)
-
-
 def names(engine: Engine) -> list[str]:
     """The decoders a model has, its own first."""
     onepass = set(ONE_PASS_MODULES) <= set(engine.params)
@@ -53,11 +44,15 @@ def names(engine: Engine) -> list[str]:
     ]
 
 
-def choose(engine: Engine, name: str | None) -> Paint:
-    """The decoder of this name; the first one the model has for None.
+def choose(engine: Engine, name: str | None, settings: Settings) -> Paint:
+    """The decoder of this name, settled on how it paints; the first the model has for None.
+
+    A diffusion decoder's weights are read now if they have not been, so that settings it cannot
+    follow are told before anything is computed. The one-pass head has one size and no steps:
+    all settings but a size are for the others.
 
     Raises:
-      UserError: no such decoder, or the model has none.
+      UserError: no such decoder, the model has none, or settings it cannot follow.
     """
     if name is not None and name not in DECODERS:
         raise UserError(f"decoder is {name!r}, expected one of {', '.join(DECODERS)}")
@@ -68,5 +63,9 @@ def choose(engine: Engine, name: str | None) -> Paint:
     if name not in there:
         raise UserError(f"this model has no {name} decoder; it has: {', '.join(there) or 'none'}")
     if name == ONE_PASS:
+        if (settings.height, settings.width) != (None, None):
+            raise UserError("the onepass decoder paints at one size: a size needs another decoder")
         return functools.partial(_paint_onepass, engine)
-    return functools.partial(_paint_diffusion, engine, name)
+    decoder = engine.decoders[name]()
+    decoder.check(settings)
+    return functools.partial(decoder.paint, settings=settings)

@@ -52,6 +52,9 @@ class Settings:
       steps: of the sampler.
       solver: "ddim" or "dpm++".
       tiled: decode latents tile by tile, for less memory.
+
+    Raises:
+      UserError: a solver there is not.
     """
 
     height: int | None = None
@@ -60,6 +63,38 @@ class Settings:
     steps: int | None = None
     solver: str | None = None
     tiled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.solver is not None and self.solver not in diffusion.SOLVERS:
+            known = ", ".join(diffusion.SOLVERS)
+            raise UserError(f"solver is {self.solver!r}, expected one of {known}")
+
+
+def settings_of(
+    size: Sequence[int] | None = None,
+    guidance: float | None = None,
+    steps: int | None = None,
+    solver: str | None = None,
+    tile: bool = False,
+) -> Settings:
+    """Settings as drawings and reconstructions have them.
+
+    Args:
+      size: height and width.
+      guidance: see `Settings`.
+      steps: likewise.
+      solver: likewise.
+      tile: likewise.
+
+    Raises:
+      UserError: a size that is no pair of whole numbers, or a solver there is not.
+    """
+    if size is None:
+        return Settings(guidance=guidance, steps=steps, solver=solver, tiled=tile)
+    if np.shape(size) != (2,) or not all(isinstance(side, int | np.integer) for side in size):
+        raise UserError(f"decoder_size is {size!r}, expected (height, width)")
+    height, width = map(int, size)
+    return Settings(height, width, guidance, steps, solver, tile)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +113,10 @@ class Heads:
 
 
 class _Full(NamedTuple):
-    """Settings with every value known."""
+    """Settings with every value known, but guidance: those that a program is compiled for."""
 
     height: int
     width: int
-    guidance: float
     steps: int
     solver: str
     tiled: bool
@@ -104,15 +138,16 @@ class _Painter:
         ids_BL: Array,
         valid_BL: Bool[Array, "B L"],
         keys_B: Array,
+        guidance: Array | None,
         settings: _Full,
     ) -> UInt8[Array, "B H W 3"]:
-        """Ids to pictures."""
+        """Ids to pictures; guidance of None runs the conditional branch alone."""
         codes = quantizer.lookup(ids_BL, codes_KC)
         condition = self._condition(params, codes, valid_BL, settings)
         factor = self.config.factor
         shape = (settings.height // factor, settings.width // factor, self.config.unet.in_channels)
         noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys_B)
-        denoise = self._denoiser(params, condition, stored_LF, settings.guidance)
+        denoise = self._denoiser(params, condition, stored_LF, guidance)
         latents = diffusion.sample(
             self.config.noise, denoise, noise, settings.solver, settings.steps
         )
@@ -145,12 +180,12 @@ class _Painter:
         params: Mapping[str, Any],
         condition: Condition,
         stored_LF: Array | None,
-        guidance: float,
+        guidance: Array | None,
     ) -> diffusion.Denoiser:
         """The U-Net, guided: both branches go through it as one batch."""
         weights = {"params": params[f"{self.kind}_unet"]}
         run: Any = functools.partial(UNet(self.config.unet).apply, weights)
-        if guidance == 1:
+        if guidance is None:
             return lambda x, time: run(x, time, condition)
         both = unet.join(*pixels.unconditional(condition, stored_LF))
 
@@ -164,7 +199,7 @@ class _Painter:
 
 @functools.cache
 def _program(painter: _Painter) -> Any:
-    """Compiled once for each shape and settings, whatever the weights."""
+    """Compiled once for each shape and settings, whatever the weights and the guidance's scale."""
     return jax.jit(painter.paint, static_argnames="settings")
 
 
@@ -219,7 +254,8 @@ class PixelDecoder:
         Raises:
           UserError: settings that the decoder cannot follow, or more ids than patches.
         """
-        full = self._full(settings or Settings())
+        settings = settings or Settings()
+        full, guidance = self._full(settings), self._guidance(settings)
         most = self._heads.decoder.patches
         long = [len(row) for row in ids if len(row) > most]
         if long:
@@ -232,18 +268,20 @@ class PixelDecoder:
             ids_BL, count_B = padded(part + [part[-1]] * (rows - len(part)), rows, most)
             valid = np.arange(most) < count_B[:, None]
             keys = jax.vmap(functools.partial(jax.random.fold_in, root))(start + jnp.arange(rows))
-            arrays = (self._params, self._codes, self._stored, ids_BL, valid, keys)
+            arrays = (self._params, self._codes, self._stored, ids_BL, valid, keys, guidance)
             painted += list(np.asarray(program(*arrays, settings=full))[: len(part)])
         return painted
+
+    def check(self, settings: Settings) -> None:
+        """Raises UserError for settings that the decoder cannot follow."""
+        self._full(settings)
 
     def _full(self, settings: Settings) -> _Full:
         """Settings with every value known, and checked."""
         config = self.config
-        own = _Full(
-            config.size, config.size, config.guidance, config.sampling_steps, config.solver, False
-        )
-        given = dataclasses.asdict(settings).items()
-        full = own._replace(**{name: value for name, value in given if value is not None})
+        own = _Full(config.size, config.size, config.sampling_steps, config.solver, False)
+        given = {name: getattr(settings, name) for name in own._fields}
+        full = own._replace(**{name: value for name, value in given.items() if value is not None})
         for name in ("height", "width"):
             side = getattr(full, name)
             if side < config.factor or side % config.factor:
@@ -253,6 +291,11 @@ class PixelDecoder:
         except ValueError as error:
             raise UserError(f"{self.kind} pixel decoder: {error}") from error
         return full
+
+    def _guidance(self, settings: Settings) -> Array | None:
+        """The scale as a number the program takes; None, another program, where there is none."""
+        scale = self.config.guidance if settings.guidance is None else settings.guidance
+        return None if scale == 1 else jnp.float32(scale)
 
 
 # By kind; one whose weights are large is read when it is first asked for.

@@ -42,6 +42,8 @@ class TextOptions:
       top_k: samples among the k likeliest ids; None is all.
       top_p: samples among the fewest ids of this probability together; None is all.
       cut: the text ends before the first of these.
+      plain_question: of answers: questions are put in lower case, without .!"()*#:;~ and with 50
+        words at most.
     """
 
     beams: int = 2
@@ -54,6 +56,7 @@ class TextOptions:
     top_k: int | None = None
     top_p: float | None = None
     cut: tuple[str, ...] = ()
+    plain_question: bool = False
 
     def __post_init__(self) -> None:
         _at_least("beams", self.beams, 1)
@@ -86,6 +89,10 @@ class DrawOptions:
       decoder: "onepass", "lowres" or "highres"; None is the first the model has.
       decoder_guidance: of a decoder that has it; None is its own.
       decoder_steps: of a decoder that has them; None is its own.
+      decoder_size: height and width in pixels, of a decoder that paints at any size; None is the
+        one it was trained at.
+      decoder_solver: "ddim" or "dpm++", of a decoder that has steps; None is its own.
+      decoder_tile: whether latents are decoded tile by tile, for less memory.
     """
 
     guidance: float = 4.0
@@ -101,6 +108,9 @@ class DrawOptions:
     decoder: str | None = None
     decoder_guidance: float | None = None
     decoder_steps: int | None = None
+    decoder_size: tuple[int, int] | None = None
+    decoder_solver: str | None = None
+    decoder_tile: bool = False
 
     def __post_init__(self) -> None:
         _at_least("temperature", self.temperature, 0)
@@ -124,6 +134,7 @@ class TextChanges(TypedDict, total=False):
     top_k: int | None
     top_p: float | None
     cut: tuple[str, ...]
+    plain_question: bool
 
 
 class DrawChanges(TypedDict, total=False):
@@ -142,6 +153,9 @@ class DrawChanges(TypedDict, total=False):
     decoder: str | None
     decoder_guidance: float | None
     decoder_steps: int | None
+    decoder_size: tuple[int, int] | None
+    decoder_solver: str | None
+    decoder_tile: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +176,7 @@ _PUBLISHED = Preset(
         length_penalty=0.0,
         early_stopping=True,
         cut=("\n", ",", "."),
+        plain_question=True,
     ),
     draw=DrawOptions(top_k=50, guidance=4.0, mixed_guidance=5.0, first_suppressed=3),
 )

@@ -230,6 +230,16 @@ def test_reconstruct_writes_pictures(model, capsys):
     assert model.calls[1][1]["decoder"] == "lowres"
 
 
+@pytest.mark.parametrize("argv", [["reconstruct", "cat.png"], ["draw", "x"]])
+def test_size_solver_and_tiles_of_a_decoder_are_passed_on(argv, model, capsys):
+    how = ["--decoder", "highres", "--size", "768x1344", "--solver", "dpm++", "--tiled"]
+    assert main([*argv, *how, "--json"]) == 0
+    document(capsys)
+    call = model.calls[0][1]
+    assert (call["decoder_size"], call["decoder_solver"]) == ((768, 1344), "dpm++")
+    assert call["decoder_tile"] is True
+
+
 def test_answer_takes_several_questions_about_one_picture(model, capsys):
     assert main(["answer", "cat.png", "what?", " who? ", "--json"]) == 0
     assert document(capsys)["answers"] == [
@@ -237,6 +247,9 @@ def test_answer_takes_several_questions_about_one_picture(model, capsys):
         {"question": "who?", "answer": "answer to who?"},
     ]
     assert len(model.calls[0][1]["images"]) == 2
+    assert "plain_question" not in model.calls[0][1]
+    assert main(["answer", "cat.png", "what?", "--no-plain-question"]) == 0
+    assert model.calls[1][1]["plain_question"] is False
 
 
 def test_draw_writes_pictures_and_a_sheet(model, capsys):
@@ -283,6 +296,9 @@ def test_prompts_that_look_alike_get_files_of_their_own(model, capsys):
         (["draw", "x", "--out", "cat.png"], "cat.png"),
         (["draw", "x", "--preset", "mine"], "invalid choice: 'mine'"),
         (["reconstruct", "cat.png", "--decoder", "best"], "invalid choice: 'best'"),
+        (["reconstruct", "cat.png", "--solver", "euler"], "invalid choice: 'euler'"),
+        (["draw", "x", "--size", "768"], "takes HxW such as 768x1344, got '768'"),
+        (["draw", "x", "--size", "0x64"], "takes HxW such as 768x1344, got '0x64'"),
         (["score", "cat.png", " "], "the text is empty"),
         (["draw", "x", "--colour", "red"], "unrecognized arguments: --colour red"),
         (["sing"], "'sing'"),

@@ -11,9 +11,10 @@ from PIL import Image
 from lavit_jax.data import text as text_data
 from lavit_jax.data.text import TextTokenizer
 from lavit_jax.errors import UserError
-from lavit_jax.inference import drawing, selection
+from lavit_jax.inference import drawing, selection, writing
 from lavit_jax.inference.api import Lavit
 from lavit_jax.inference.presets import DrawOptions
+from lavit_jax.inference.writing import Said
 from lavit_jax.models import attention, lavit, quantizer
 from lavit_jax.models.config import lavit_config
 from random_params import random_params
@@ -220,6 +221,25 @@ def test_answers_in_a_batch_are_those_one_by_one(model):
     assert alone == together
 
 
+def test_the_published_preset_asks_plain_questions(model, monkeypatch):
+    asked = []
+
+    def write(engine, prompts, *args, **options):
+        asked.extend(words for _, words in prompts)
+        return [[Said("yes", 0.0)] for _ in prompts]
+
+    monkeypatch.setattr(writing, "write", write)
+    for how in ({}, {"preset": "published"}, {"preset": "published", "plain_question": False}):
+        model.answer(PICTURES[:1], ["What is THIS!"], **how)
+    assert asked == [
+        "Question: What is THIS! Answer:",
+        "Question: what is this Answer:",
+        "Question: What is THIS! Answer:",
+    ]
+    with pytest.raises(UserError, match="question is empty"):
+        model.answer(PICTURES[:1], ["!!"], preset="published")
+
+
 def test_drawings_are_pictures_of_the_models_size(model):
     drawn = model.draw(["a red apple", "woman"], n=3)
     size = model.config.encoder.image_size
@@ -267,6 +287,7 @@ def test_reconstruction_draws_from_the_ids_alone(model):
     (lambda m: m.reconstruct(PICTURES[:1], decoder="lowres"), "no lowres decoder; it has: onepass"),
     (lambda m: m.reconstruct(PICTURES[:1], decoder="best"), "decoder is 'best', expected one of"),
     (lambda m: m.draw(["x"], preset="fid"), "no lowres decoder"),
+    (lambda m: m.draw(["x"], decoder_size=(8, 8)), "onepass decoder paints at one size"),
     (lambda m: m.draw([[PICTURES[0]]], best_of=2), "best_of needs words"),
     (lambda m: m.draw(["x"], max_ids=99), "max_ids is 99, but this model draws at most 16"),
     (lambda m: m.complete(["x"], n_best=3), "n_best is 3, expected 1 to the 2 of beams"),

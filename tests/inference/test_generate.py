@@ -128,11 +128,19 @@ def test_other_seeds_give_other_samples():
     assert generate(PROMPTS, config)[0] != generate(PROMPTS, config, seeds=[9, 8, 7, 6])[0]
 
 
-@settings(max_examples=25)
-@given(st.sets(st.integers(3, lm.V - 1), max_size=lm.V - 4), st.integers(0, 2**16))
-def test_banned_ids_never_appear(banned, seed):
-    config = SamplingConfig(NEW, temperature=3.0)
-    found, _ = generate(PROMPTS, config, banned, seeds=[seed, 1, 2, 3])
+@pytest.mark.parametrize("guidance", [None, 2.0], ids=["unguided", "guided"])
+@pytest.mark.parametrize("how", [
+    {"temperature": 3.0},
+    {"temperature": 3.0, "top_k": 4, "top_p": 0.9},
+    {"temperature": 3.0, "top_p": 0.5, "repetition_penalty": 3.0},
+    {"repetition_penalty": 3.0},
+], ids=["free", "top_k", "top_p", "greedy"])  # fmt: skip
+@settings(max_examples=15, deadline=None)
+@given(banned=st.sets(st.integers(3, lm.V - 1), max_size=lm.V - 4), seed=st.integers(0, 2**16))
+def test_banned_ids_never_appear(how, guidance, banned, seed):
+    config = SamplingConfig(NEW, guidance=guidance, **how)
+    others = None if guidance is None else [[9]] * 4
+    found, _ = generate(PROMPTS, config, banned, [seed, 1, 2, 3], unconditional=others)
     assert not banned & {token for row in found for token in row}
 
 

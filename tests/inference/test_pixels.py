@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 
 from lavit_jax.convert import published
+from lavit_jax.convert.pixel_infer import FOLDERS
+from lavit_jax.data.text import TextTokenizer
 from lavit_jax.errors import UserError
 from lavit_jax.inference import pixels
+from lavit_jax.inference.api import Lavit
 from lavit_jax.inference.pixels import ASPECT_RATIOS, Settings
+from lavit_jax.models.lavit import build_modules
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "lavit-mini"
 QUICK = Settings(steps=3)
@@ -18,14 +22,20 @@ IDS = [np.array([5, 9, 100]), np.arange(16), np.array([7])]
 
 @pytest.fixture(scope="module")
 def loaded():
-    return published.load_published(
-        GOLDENS, ["visual_tokenizer", "pixel_decoding", "highres_pixel_decoding"]
-    )
+    return published.load_published(GOLDENS, published.PARTS + tuple(FOLDERS.values()))
 
 
 @pytest.fixture(scope="module")
 def decoders(loaded):
     return pixels.published(loaded)
+
+
+@pytest.fixture(scope="module")
+def model(loaded, decoders):
+    text = TextTokenizer(GOLDENS / "language_model" / "tokenizer.model")
+    readers = {kind: lambda kind=kind: decoders[kind] for kind in decoders}
+    modules = build_modules(loaded.config)
+    return Lavit(modules, loaded.params, loaded.codebook, text, "published", readers)
 
 
 @pytest.mark.parametrize("kind", ["lowres", "highres"])
@@ -60,7 +70,7 @@ def test_highres_paints_every_published_ratio_and_is_told_its_size(decoders, siz
     def paint(params, codes, ids, valid, keys):
         embedded = codes[ids]
         seen.append(painter._condition(params, embedded, valid, full).sizes_B6)
-        return painter.paint(params, codes, None, ids, valid, keys, full)
+        return painter.paint(params, codes, None, ids, valid, keys, None, full)
 
     ids, keys = np.zeros((2, 16), np.int32), jax.random.split(jax.random.key(0), 2)
     shape = jax.eval_shape(paint, decoder._params, decoder._codes, ids, ids == 0, keys)
@@ -111,14 +121,18 @@ def test_one_program_serves_every_call(decoders):
     program = pixels._program(painter_of(decoder))
     compiled = program._cache_size()
     decoder.paint(IDS[::-1], seed=9, settings=QUICK)
+    first, second = (
+        decoder.paint(IDS, settings=Settings(steps=3, guidance=scale)) for scale in (2.0, 9.0)
+    )
     assert program._cache_size() == compiled
+    assert not np.array_equal(first, second)
 
 
 def test_settings_that_cannot_be_followed_are_told(decoders):
     paint = lambda **s: decoders["lowres"].paint(IDS, settings=Settings(**s))  # noqa: E731
     with pytest.raises(UserError, match="height 15 is no multiple of 2"):
         paint(height=15)
-    with pytest.raises(UserError, match="solver must be one of"):
+    with pytest.raises(UserError, match="solver is 'euler', expected one of ddim, dpm"):
         paint(solver="euler")
     with pytest.raises(UserError, match="0 steps do not fit"):
         paint(steps=0)
@@ -130,3 +144,48 @@ def test_a_checkpoint_without_the_rest_is_told():
     alone = published.load_published(GOLDENS, ["pixel_decoding"])
     with pytest.raises(UserError, match="need the codebook"):
         pixels.published(alone)
+
+
+WIDE = {"decoder_size": (8, 12), "decoder_solver": "dpm++", "decoder_tile": True}
+
+
+def test_a_reconstruction_has_the_size_and_solver_asked_for(model):
+    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    (again,) = model.reconstruct([picture], "highres", decoder_steps=3, seed=4, **WIDE)
+    (tokens,) = model.tokenize([picture])
+    settings = Settings(height=8, width=12, steps=3, solver="dpm++", tiled=True)
+    np.testing.assert_array_equal(again, model.paint([tokens.ids], "highres", 4, settings)[0])
+    assert again.shape == (8, 12, 3)
+
+
+def test_every_setting_of_a_drawing_reaches_its_decoder(model, decoders, monkeypatch):
+    seen = []
+
+    def paint(ids, seed, settings):
+        seen.append(settings)
+        return [np.zeros((8, 12, 3), np.uint8) for _ in ids]
+
+    monkeypatch.setattr(decoders["lowres"], "paint", paint)
+    how = {"decoder": "lowres", "decoder_guidance": 3.0, "decoder_steps": 9, **WIDE}
+    ((drawn,),) = model.draw(["a cat"], **how)
+    assert drawn.shape == (8, 12, 3)
+    assert seen == [Settings(8, 12, 3.0, 9, "dpm++", True)]
+
+
+@pytest.mark.parametrize(("changes", "says"), [
+    ({"decoder_size": (8, 15)}, "width 15 is no multiple of 2"),
+    ({"decoder_size": (8, 0)}, "width 0 is no multiple of 2"),
+    ({"decoder_size": (8, 8.5)}, r"decoder_size is \(8, 8.5\), expected \(height, width\)"),
+    ({"decoder_size": 64}, r"decoder_size is 64, expected \(height, width\)"),
+    ({"decoder_solver": "euler"}, "solver is 'euler', expected one of ddim, dpm"),
+    ({"decoder_steps": 2000}, "2000 steps do not fit"),
+])  # fmt: skip
+def test_what_a_decoder_cannot_follow_is_told_before_anything_is_sampled(
+    changes, says, model, monkeypatch
+):
+    monkeypatch.setattr(Lavit, "tokens", None)
+    monkeypatch.setattr(Lavit, "lay", None)
+    with pytest.raises(UserError, match=says):
+        model.draw(["a cat"], decoder="lowres", **changes)
+    with pytest.raises(UserError, match=says):
+        model.reconstruct([np.zeros((8, 8, 3), np.uint8)], "lowres", **changes)

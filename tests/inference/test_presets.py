@@ -1,11 +1,14 @@
 """Settings: presets, and what users change."""
 
+import dataclasses
+
 import pytest
 
 from lavit_jax.cli import common
 from lavit_jax.errors import UserError
 from lavit_jax.inference import painting, presets
 from lavit_jax.inference.presets import DrawOptions, TextOptions, changed
+from lavit_jax.models import diffusion
 
 
 def test_published_settings_are_the_published_ones():
@@ -14,6 +17,7 @@ def test_published_settings_are_the_published_ones():
     assert (caption.beams, caption.min_new, caption.max_new, caption.cut) == (2, 8, 36, (".",))
     assert (answer.beams, answer.length_penalty, answer.min_new, answer.max_new) == (5, 0, 2, 10)
     assert answer.early_stopping and answer.cut == ("\n", ",", ".")
+    assert answer.plain_question and not presets.preset("own").answer.plain_question
     assert (draw.top_k, draw.top_p, draw.temperature, draw.first_suppressed) == (50, None, 1, 3)
     assert (draw.guidance, draw.mixed_guidance) == (4, 5)
     fid, appendix = presets.preset("fid").draw, presets.preset("fid-appendix").draw
@@ -28,9 +32,11 @@ def test_own_settings_cut_nothing_and_hold_nothing_back():
         assert (options.min_new, options.cut) == (1, ())
 
 
-def test_the_commands_know_all_presets_and_decoders():
+def test_the_commands_know_all_presets_decoders_and_solvers():
     assert tuple(presets.PRESETS) == common.PRESETS
     assert painting.DECODERS == common.DECODERS
+    assert diffusion.SOLVERS == common.SOLVERS
+    assert set(common.DECODER_FIELDS) <= {field.name for field in dataclasses.fields(DrawOptions)}
 
 
 def test_a_preset_gives_way_to_what_is_asked_for():
