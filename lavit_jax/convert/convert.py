@@ -9,6 +9,7 @@ DST/left.safetensors    tensors of the source that are no parameters of ours
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lavit_jax.convert import forms, read, record, store, write
+from lavit_jax.convert.infer import Sizes
 from lavit_jax.convert.plan import ALL, Plan, make_plan, part_of
 from lavit_jax.convert.published import LLM_DIR
 from lavit_jax.convert.read import Info, Tensors
@@ -214,7 +216,7 @@ def _record(
         )
 
     return Record(
-        sizes._replace(config=sizes.config.computing_in(dtype)),
+        _computing_in(sizes, dtype),
         dtype,
         source.llm_dir,
         parts,
@@ -224,6 +226,18 @@ def _record(
         [name for checked in plan.checked.values() for name in checked.absent],
         [file.as_posix() for file in plan.carried],
     )
+
+
+def _computing_in(sizes: Sizes, dtype: str) -> Sizes:
+    """The same sizes with another compute dtype for all that is converted."""
+    conditions, pixels = sizes.conditions, {}
+    if conditions.highres_decoder is not None:
+        decoder = dataclasses.replace(conditions.highres_decoder, dtype=dtype)
+        conditions = dataclasses.replace(conditions, highres_decoder=decoder)
+    for kind, part in sizes.pixels.items():
+        pixels[kind] = dataclasses.replace(part, config=part.config.computing_in(dtype))
+    config = sizes.config.computing_in(dtype)
+    return sizes._replace(config=config, conditions=conditions, pixels=pixels)
 
 
 def _report(plan: Plan, left: dict[str, list[str]]) -> Report:

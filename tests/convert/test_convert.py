@@ -356,6 +356,34 @@ def test_many_faults_are_cut_short(folder, tmp_path):
         convert(folder, tmp_path / "ours")
 
 
+OUTSIDE = ("../evil", "a/../../evil", "/tmp/evil", "", ".")
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("field", ["carried", "sources"])
+def test_a_record_cannot_name_files_outside_of_the_checkpoint(field, name, tmp_path, states):
+    src = published_weights.write(tmp_path / "src", GROUPED, {"encoder": states["encoder"]})
+    convert(src / ENCODER, tmp_path / "ours", heads=3)
+    document = json.loads((tmp_path / "ours" / record.FILE).read_text())
+    if field == "carried":
+        document["carried"] = [name]
+    else:
+        document["sources"]["encoder"] = {name: {"x": [[1], "float32"]}}
+    (tmp_path / "ours" / record.FILE).write_text(json.dumps(document))
+    (tmp_path / "ours" / "evil").write_text("to be copied")
+    with pytest.raises(UserError, match="(outside of the checkpoint|no file's name)"):
+        reverse(tmp_path / "ours", tmp_path / "back")
+    assert {path.name for path in tmp_path.iterdir()} == {"src", "ours"}
+
+
+def test_a_record_cannot_name_a_language_model_outside_of_the_checkpoint(folder, tmp_path):
+    convert(folder, tmp_path / "ours", "language_model")
+    document = json.loads((tmp_path / "ours" / record.FILE).read_text()) | {"llm_dir": "../src"}
+    (tmp_path / "ours" / record.FILE).write_text(json.dumps(document))
+    with pytest.raises(UserError, match="'../src' is outside of the checkpoint"):
+        record.load(tmp_path / "ours")
+
+
 @pytest.mark.parametrize("where", [(store.Writer, "write"), (conversion.record, "save")])
 def test_a_full_disk_leaves_nothing(where, folder, tmp_path, monkeypatch):
     def full(*args):

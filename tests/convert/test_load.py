@@ -173,6 +173,19 @@ def test_it_paints_by_both_published_decoders(decoder, goldens, picture):
     assert drawn.shape == again.shape == (16, 16, 3)
 
 
+def test_it_paints_in_bfloat16_where_it_was_converted_to_that(tmp_path):
+    convert(GOLDENS, tmp_path / "half", dtype="bfloat16")
+    found = load_converted(tmp_path / "half", parts=["pixel_decoding"])
+    for part in found.pixels.values():
+        assert part.config.unet.dtype == part.config.autoencoder.dtype == "bfloat16"
+    decoder = found.extra.conditions.highres_decoder
+    assert decoder is not None and decoder.dtype == "bfloat16"
+    settings = pixels.Settings(steps=1, guidance=1.0)
+    painted = lavit_jax.load(tmp_path / "half").paint([np.arange(5)], "highres", 0, settings)
+    assert painted[0].shape == (16, 16, 3)
+    assert painted[0].std() > 1
+
+
 def test_what_was_never_converted_is_told(both, goldens, picture, tmp_path, capsys):
     convert(GOLDENS, tmp_path / "llm", "language_model")
     assert main(["caption", picture, "--workdir", str(tmp_path / "llm")]) == 2
