@@ -21,7 +21,6 @@ import numpy as np
 from lavit_jax.convert import forms, read, record, store, write
 from lavit_jax.convert.infer import Sizes
 from lavit_jax.convert.plan import ALL, Plan, make_plan, part_of
-from lavit_jax.convert.published import LLM_DIR
 from lavit_jax.convert.read import Info, Tensors
 from lavit_jax.convert.record import Record, Recorded
 from lavit_jax.convert.store import ArrayInfo
@@ -74,7 +73,7 @@ def convert(
     dst: str | Path,
     part: str = ALL,
     *,
-    llm_dir: str = LLM_DIR,
+    llm_dir: str | None = None,
     dtype: str = "float32",
     heads: int | None = None,
     codes: int | None = None,
@@ -86,7 +85,7 @@ def convert(
       dst: folder to be made; is complete or absent.
       part: "visual_tokenizer", "language_model", "pixel_decoding", "highres_pixel_decoding", or
         "all" there are.
-      llm_dir: "language_model" or "language_model_sft".
+      llm_dir: "language_model" or "language_model_sft" (default: the former, where it is there).
       dtype: "float32" or "bfloat16", of the parameters; selector and codebook stay float32.
       heads: of the vision modules (default: `reference_config.json`, else width / 88).
       codes: K, where the files do not tell it.

@@ -6,6 +6,7 @@ file is opened with `weights_only=True`: it can hold tensors, never code.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import zipfile
@@ -24,6 +25,7 @@ WRAPPERS = ("state_dict", "model", "module")
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 TORCH_INDEX = "pytorch_model.bin.index.json"
 DIFFUSERS_STEM = "diffusion_pytorch_model"
+TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 BARE = "tensor"  # what a torch file's only tensor is called, which has no name there
 SAFETENSORS_DTYPES = {
     "F32": "float32",
@@ -106,6 +108,25 @@ def open_folder(folder: Path) -> Tensors:
         if files:
             return Shards.from_files(folder, files)
     raise FileNotFoundError(f"{folder}: no *.safetensors and no pytorch_model*.bin in it")
+
+
+def open_plain_folder(folder: Path) -> Tensors:
+    """Opens a folder of one module: as a language model's, else its only torch file.
+
+    Raises:
+      FileNotFoundError: no weights.
+      UserError: several files, none of which is a language model's.
+    """
+    try:
+        return open_folder(folder)
+    except FileNotFoundError:
+        files = sorted(path for path in folder.iterdir() if path.suffix in TORCH_SUFFIXES)
+        if not files:
+            raise
+    if len(files) > 1:
+        names = ", ".join(path.name for path in files)
+        raise UserError(f"{folder}: holds {names}, expected one file; give it in SRC's place")
+    return open_file(files[0])
 
 
 def weights(stem: Path) -> Path:
@@ -221,6 +242,11 @@ def _named_tensors(path: Path, content: Any) -> dict[str, Any]:
         raise UserError(f"{path}: holds a {type(content).__name__}, expected named tensors")
     for key in WRAPPERS:
         if isinstance(content.get(key), dict):
+            beside = [name for name, value in content.items() if name != key and _tensors_in(value)]
+            if beside:
+                raise UserError(
+                    f"{path}: holds tensors in {key!r} and in {beside[0]!r}, expected one of them"
+                )
             content = content[key]
     for name, value in content.items():
         if not hasattr(value, "untyped_storage"):
@@ -228,6 +254,15 @@ def _named_tensors(path: Path, content: Any) -> dict[str, Any]:
                 f"{path}: {name!r} is a {type(value).__name__}, expected named tensors only"
             )
     return content
+
+
+def _tensors_in(value: Any) -> bool:
+    """Whether something that was pickled holds tensors, at any depth."""
+    if isinstance(value, dict):
+        return any(map(_tensors_in, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_tensors_in, value))
+    return hasattr(value, "untyped_storage")
 
 
 def to_numpy(tensor: Any) -> np.ndarray:
@@ -254,6 +289,9 @@ class Shards:
         where = read_json(index).get("weight_map")
         if not isinstance(where, dict) or not where:
             raise UserError(f"{index}: no 'weight_map', expected tensor name to file name")
+        for name, file in where.items():
+            if not isinstance(file, str) or file in ("", "..") or file != Path(file).name:
+                raise UserError(f"{index}: {name!r} is in {file!r}, expected a file beside it")
         shards = cls.from_files(
             index, [index.parent / file for file in sorted(set(where.values()))]
         )
@@ -287,6 +325,23 @@ class Shards:
         if self._open is None or self._open.path != file:
             self._open = open_file(file)
         return self._open.read(name)
+
+
+@contextlib.contextmanager
+def reading_values(path: Path) -> Iterator[None]:
+    """What goes wrong with a config's values is told with its file.
+
+    Raises:
+      UserError: a value of another kind than expected.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise UserError(
+            f"{path}: has a value that cannot be used ({_first_line(error)})"
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import sentencepiece as spm
+from etils import epath
 
 from lavit_jax.errors import UserError
 
@@ -125,7 +126,7 @@ class TextTokenizer:
         Raises:
           UserError: no such file, not a sentencepiece model, or one with other special ids.
         """
-        path = Path(path)
+        path = epath.Path(path)  # a converted checkpoint's may be in a bucket
         if not path.is_file():
             raise UserError(f"text tokenizer not found: {path}")
         try:

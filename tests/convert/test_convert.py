@@ -116,6 +116,26 @@ def test_weights_that_no_part_reads_are_told(folder, tmp_path):
     assert report.unread == ["language_model/pytorch_model.bin"]
 
 
+def test_weights_in_folders_that_were_not_chosen_are_told(folder, tmp_path):
+    (folder / "language_model").rename(folder / "language_model_sft")
+    (folder / "older" / "one").mkdir(parents=True)
+    (folder / "older" / "one" / "x.pth").write_bytes(b"weights")
+    (folder / "older" / "notes.txt").write_text("none")
+    assert convert(folder, tmp_path / "ours").unread == [
+        "language_model_sft/model.safetensors",
+        "language_model_sft/visual_weight.bin",
+        "older/one/x.pth",
+    ]
+
+
+def test_a_language_model_that_was_asked_for_has_to_be_there(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="src: no language_model_sft/ in it .--llm-dir"):
+        convert(folder, tmp_path / "ours", llm_dir="language_model_sft")
+    (folder / "language_model").rename(folder / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="src: no language_model/ in it .--llm-dir"):
+        convert(folder, tmp_path / "ours", llm_dir="language_model")
+
+
 def test_one_part_is_converted_alone(folder, tmp_path, states):
     report = convert(folder, tmp_path / "ours", "language_model")
     assert [row.name for row in report.components] == ["llm", "conditioner"]
@@ -187,6 +207,25 @@ class TestPlain:
         reverse(tmp_path / "ours", tmp_path / "back")
         (clip.parent / "holiday.jpg").unlink()
         same_checkpoint(clip.parent, tmp_path / "back")
+
+    def test_a_folder_of_one_torch_file_is_taken_too(self, clip, tmp_path):
+        (clip.parent / "holiday.jpg").unlink()
+        report = convert(clip.parent, tmp_path / "ours", heads=GROUPED.heads)
+        assert [row.path for row in report.components] == ["eva_clip.pt"]
+        reverse(tmp_path / "ours", tmp_path / "back")
+        same_checkpoint(clip.parent, tmp_path / "back")
+        clip.with_name("copy.pth").write_bytes(clip.read_bytes())
+        with pytest.raises(UserError, match="clip: holds copy.pth, eva_clip.pt, expected one file"):
+            convert(clip.parent, tmp_path / "twice", heads=GROUPED.heads)
+
+    def test_a_llama_in_one_torch_file_is_taken_from_its_folder(self, tmp_path, states):
+        src = published_weights.write(tmp_path / "src", GROUPED, states)
+        llm = src / "language_model"
+        (llm / "model.safetensors").unlink()
+        published_weights.write_torch(llm / "weights.pth", states["llm"])
+        (llm / "visual_weight.bin").unlink()
+        report = convert(llm, tmp_path / "ours", heads=GROUPED.heads, codes=GROUPED.codes)
+        assert [row.path for row in report.components] == ["weights.pth"]
 
     def test_an_encoder_without_the_prefix_is_one_too(self, tmp_path, states):
         published_weights.write_torch(tmp_path / "eva_vit_g.pth", states["encoder"])
@@ -433,6 +472,12 @@ def test_the_command_knows_every_part_and_dtype():
         (["src", "dst", "--part", "unet"], "invalid choice: 'unet'"),
         (["src", "dst", "--dtype", "float16"], "invalid choice: 'float16'"),
         (["src", "dst", "--heads", "0"], "at least 1"),
+        (["nowhere", "dst", "--reverse", "--heads", "2"], "--heads 2 with --reverse"),
+        (["nowhere", "dst", "--reverse", "--codes", "2"], "--codes 2 with --reverse"),
+        (
+            ["nowhere", "dst", "--reverse", "--llm-dir", "language_model"],
+            "--llm-dir language_model with --reverse",
+        ),
         (["nowhere", "dst"], "nowhere: no such file or folder"),
         (["nowhere", "dst", "--reverse"], "expected a folder made by `lavit convert`"),
     ],

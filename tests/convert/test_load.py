@@ -1,11 +1,13 @@
 """A converted checkpoint goes straight into a mesh, and into inference."""
 
 import json
+import types
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 import lavit_jax
@@ -143,6 +145,14 @@ def test_inference_from_it_says_what_the_published_weights_say(goldens, picture)
     (tokens,), (expected,) = ours.tokenize([picture]), published.tokenize([picture])
     np.testing.assert_array_equal(tokens.ids, expected.ids)
     assert ours.caption([picture]) == published.caption([picture])
+
+
+def test_inference_takes_it_from_a_bucket(goldens, monkeypatch):
+    local = lambda url: epath.Path(str(url).replace("gs://bucket", str(goldens.parent)))  # noqa: E731
+    for module in ("lavit_jax.inference.api", "lavit_jax.convert.load", "lavit_jax.data.text"):
+        monkeypatch.setattr(f"{module}.epath", types.SimpleNamespace(Path=local))
+    model = lavit_jax.load(f"gs://bucket/{goldens.name}")
+    assert model.text is not None and model.text.vocab_size == 400
 
 
 def test_the_commands_take_it(goldens, picture, tmp_path, capsys):
