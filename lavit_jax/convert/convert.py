@@ -158,6 +158,7 @@ def _write_arrays(plan: Plan, directory: Path, arrays: dict[str, ArrayInfo]) -> 
         tensors = read.items(plan.source.tensors[component], wanted)
         for piece in forms.pieces(table, tensors):
             writer.write(piece)
+        plan.source.tensors[component].close()
     writer.close()
 
 
@@ -190,6 +191,9 @@ def _write_left(plan: Plan, path: Path) -> dict[str, list[str]]:
 
     def read_one(key: str) -> np.ndarray:
         tensors, name = where[key]
+        for other in plan.source.tensors.values():
+            if other is not tensors:
+                other.close()
         return tensors.read(name)
 
     write.write_safetensors(path, infos, read_one)

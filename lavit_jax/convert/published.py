@@ -340,6 +340,7 @@ def load_published(
     for component, table in by_component.items():
         tensors = read.items(sources[component], checked[component].wanted)
         params |= forms.assemble(table, forms.pieces(table, tensors), dtype)
+        sources[component].close()
     extra = Extra(
         sizes.conditions,
         ignored=tuple(name for found in checked.values() for name in found.ignored),

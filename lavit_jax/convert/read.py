@@ -1,6 +1,7 @@
 """Reads tensors by name from `.safetensors` and torch `.bin` files, whole or in shards.
 
-Nothing is read before it is asked for, and of several shards only one is open at a time. A torch
+Nothing is read before it is asked for; of several shards only one is open at a time, and whoever
+has read what there is closes a file, which frees its memory, mapped pages included. A torch
 file is opened with `weights_only=True`: it can hold tensors, never code.
 """
 
@@ -71,6 +72,10 @@ class Tensors(Named, Protocol):
         """One tensor, in the dtype of the file (bfloat16 as ml_dtypes has it)."""
         ...
 
+    def close(self) -> None:
+        """Frees what the file holds in memory; `read` opens it again."""
+        ...
+
 
 def items(tensors: Tensors, names: set[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
     """Names and tensors in reading order; of `names` only, where given."""
@@ -80,12 +85,18 @@ def items(tensors: Tensors, names: set[str] | None = None) -> Iterator[tuple[str
 
 
 def open_file(path: Path) -> Tensors:
-    """Opens one `.safetensors` or torch file.
+    """Looks into one `.safetensors` or torch file, which is closed again until it is read.
 
     Raises:
       FileNotFoundError: no such file.
       UserError: truncated, no file of tensors, or one that holds code.
     """
+    tensors = _opened(path)
+    tensors.close()
+    return tensors
+
+
+def _opened(path: Path) -> Tensors:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     return SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
@@ -149,13 +160,12 @@ class SafetensorsFile:
     """A `.safetensors` file; its header tells every shape, its numbers are mapped."""
 
     def __init__(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
         self.path = path
         try:
-            self._file = safe_open(str(path), framework="np")
-            names = list(self._file.keys())
-            slices = {name: self._file.get_slice(name) for name in names}
+            file = self._opened = self._open()
+            slices = {name: file.get_slice(name) for name in list(file.keys())}
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"{path}: truncated or not a safetensors file ({_first_line(error)})"
@@ -170,7 +180,17 @@ class SafetensorsFile:
         return self._infos
 
     def read(self, name: str) -> np.ndarray:
-        return self._file.get_tensor(name)
+        if self._opened is None:
+            self._opened = self._open()
+        return self._opened.get_tensor(name)
+
+    def close(self) -> None:
+        self._opened = None
+
+    def _open(self) -> Any:
+        from safetensors import safe_open
+
+        return safe_open(str(self.path), framework="np")
 
 
 def _dtype_name(safetensors_dtype: str) -> str:
@@ -186,10 +206,11 @@ class TorchFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._tensors = self._content(load_torch(path))
+        tensors = self._content(load_torch(path))
+        self._opened: dict[str, Any] | None = tensors
         self._infos = {
             name: Info(tuple(t.shape), str(t.dtype).removeprefix("torch."), path)
-            for name, t in self._tensors.items()
+            for name, t in tensors.items()
         }
 
     @property
@@ -197,7 +218,12 @@ class TorchFile:
         return self._infos
 
     def read(self, name: str) -> np.ndarray:
-        return to_numpy(self._tensors[name])
+        if self._opened is None:
+            self._opened = self._content(load_torch(self.path))
+        return to_numpy(self._opened[name])
+
+    def close(self) -> None:
+        self._opened = None
 
     def _content(self, content: Any) -> dict[str, Any]:
         return _named_tensors(self.path, content)
@@ -281,7 +307,7 @@ class Shards:
     def __init__(self, path: Path, infos: dict[str, Info]) -> None:
         self.path = path
         self._infos = infos
-        self._open: Tensors | None = None
+        self._opened: Tensors | None = None
 
     @classmethod
     def from_index(cls, index: Path) -> Shards:
@@ -322,9 +348,13 @@ class Shards:
 
     def read(self, name: str) -> np.ndarray:
         file = self._infos[name].file
-        if self._open is None or self._open.path != file:
-            self._open = open_file(file)
-        return self._open.read(name)
+        if self._opened is None or self._opened.path != file:
+            self._opened = None  # before the next is opened
+            self._opened = _opened(file)
+        return self._opened.read(name)
+
+    def close(self) -> None:
+        self._opened = None
 
 
 @contextlib.contextmanager

@@ -100,6 +100,28 @@ def test_half_precision_comes_back_in_half_precision(kind, folder, tmp_path, sta
     assert all(torch.equal(wide[name], value.float()) for name, value in half.items())
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_component_is_open_at_a_time(layout, tmp_path, states, monkeypatch):
+    sources, opened, write = {}, [], store.Writer.write
+
+    def make_plan(*args, **options):
+        made = plan.make_plan(*args, **options)
+        sources.update(made.source.tensors)
+        return made
+
+    def watched(writer, piece):
+        opened.append([name for name, tensors in sources.items() if tensors._opened is not None])
+        write(writer, piece)
+
+    monkeypatch.setattr(conversion, "make_plan", make_plan)
+    monkeypatch.setattr(store.Writer, "write", watched)
+    src = published_weights.write(tmp_path / "src", GROUPED, states, layout)
+    convert(src, tmp_path / "ours")
+    assert {len(names) for names in opened} == {1}
+    assert {name for names in opened for name in names} == set(states)
+    assert all(tensors._opened is None for tensors in sources.values())
+
+
 def test_tensors_that_are_no_parameters_come_back_too(tmp_path, states):
     name = "model.layers.1.self_attn.rotary_emb.inv_freq"
     llm = {name: np.ones(3, np.float32) / 7, **states["llm"]}

@@ -75,7 +75,8 @@ def test_a_wrong_number_is_found(tmp_path):
     wrong = {name for name, row in rows.items() if not row.ok}
     assert wrong >= {"tok_random_merged", "tok_all_codes", "prompt_mask"}
     assert wrong <= {
-        "unheard_of", "tok_random_merged", "tok_all_codes", "prompt_mask", "tok_random_llm_features",
+        "unheard_of", "tok_random_merged", "tok_all_codes", "prompt_mask",
+        "tok_random_llm_features",
         "tok_random_code_features", "tok_all_quantized", "prompt_last_logits",
     }  # fmt: skip
     assert rows["tok_random_merged"].max_abs_diff == pytest.approx(1e-3, rel=0.1)

@@ -220,7 +220,6 @@ def test_sharded_weights_load(tmp_path):
         ),
         ("unet", {"freq_shift": [1]}, "config.json: has a value that cannot be used"),
         ("vae", {"shift_factor": {}, "norm_num_groups": "2"}, "vae/config.json: "),
-        ("scheduler", {"num_train_timesteps": "x"}, "scheduler_config.json: "),
         ("unet", {"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "mid_block_type"),
         ("unet", {"class_embed_type": "timestep"}, "class_embed_type 'timestep' is not supported"),
         ("unet", {"addition_embed_type": "image"}, "addition_embed_type 'image'"),

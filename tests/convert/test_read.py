@@ -75,8 +75,28 @@ def test_one_shard_is_open_at_a_time(tmp_path):
     opened = []
     for name in tensors.infos:
         tensors.read(name)
-        opened.append(tensors._open.path.name)
+        opened.append(tensors._opened.path.name)
     assert opened == [f"model-{number:05d}-of-00002.safetensors" for number in (1, 2)]
+
+
+@pytest.mark.parametrize("save", [safetensors_file, torch_file])
+def test_a_file_is_open_only_between_reading_and_closing(save, tmp_path):
+    suffix = "safetensors" if save is safetensors_file else "bin"
+    tensors = read.open_file(save(tmp_path / f"x.{suffix}"))
+    for _ in range(2):
+        assert tensors._opened is None
+        equal(tensors)
+        assert tensors._opened is not None
+        tensors.close()
+
+
+def test_the_last_shard_is_closed_too(tmp_path):
+    shards(tmp_path)
+    tensors = read.open_folder(tmp_path)
+    equal(tensors)
+    tensors.close()
+    assert tensors._opened is None
+    equal(tensors)
 
 
 def test_bfloat16_is_read_as_such(tmp_path):
