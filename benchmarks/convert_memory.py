@@ -1,8 +1,9 @@
-"""Peak memory of `lavit convert`, both ways, on a synthetic language model.
+"""Peak memory of `lavit convert`, both ways, on a synthetic language model and conditioner.
 
     python benchmarks/convert_memory.py [--gb 2] [--shards 4] [--layout safetensors|torch] [DIR]
 
-The bar is the largest shard + 2 GB; exits with 1 where it is missed. Peak memory is what the kernel
+Each is of --gb; the conditioner, which is published as one file, is in one. The bar is the largest
+file + 2 GB; exits with 1 where it is missed. Peak memory is what the kernel
 counts for the whole process, mapped pages of the source included; the peak of what is really
 allocated is told beside it.
 """
@@ -10,6 +11,7 @@ allocated is told beside it.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shutil
@@ -24,12 +26,13 @@ import numpy as np
 
 from lavit_jax.convert import forms, names, write
 from lavit_jax.convert.read import Info
-from lavit_jax.models.config import LlamaConfig
+from lavit_jax.models.config import LlamaConfig, MergerConfig
 
 GB = 1e9
 ALLOWED = 2 * GB  # beside the largest shard
 CODES, TEXT = 16384, 32000
 WIDTH, HIDDEN = 2048, 5504
+VISION = 1408
 
 
 class Peak(NamedTuple):
@@ -47,6 +50,25 @@ def sizes(gigabytes: float) -> LlamaConfig:
     outer = 4 * 2 * WIDTH * (TEXT + 2 + CODES)
     depth = max(1, round((gigabytes * GB - outer) / layer))
     return LlamaConfig(WIDTH, depth, heads, heads, HIDDEN, TEXT, CODES)
+
+
+def merger_sizes(gigabytes: float) -> MergerConfig:
+    """A conditioner's merger of about that many bytes in float32."""
+    one = MergerConfig(width=VISION, depth=1, heads=VISION // 88, attention="published")
+    block = 4 * (8 * VISION**2 + 2 * VISION * one.hidden)
+    return dataclasses.replace(one, depth=max(1, round(gigabytes * GB / block)))
+
+
+def write_conditioner(folder: Path, table: forms.Table, layout: str) -> int:
+    """Writes random weights as one file beside the language model's; returns its bytes."""
+    rng = np.random.default_rng(1)
+    places = forms.places(table)
+    infos = {n: Info(p.entry.form.published, "float32", Path()) for n, p in places.items()}
+    suffix = "safetensors" if layout == "safetensors" else "bin"
+    save = write.write_safetensors if layout == "safetensors" else write.write_torch
+    path = folder / f"visual_weight.{suffix}"
+    save(path, infos, lambda n: rng.standard_normal(infos[n].shape, np.float32))
+    return path.stat().st_size
 
 
 def write_checkpoint(folder: Path, c: LlamaConfig, shards: int, layout: str) -> int:
@@ -112,14 +134,20 @@ def main() -> int:
     work = Path(tempfile.mkdtemp(prefix="convert_memory_", dir=args.directory))
     try:
         c = sizes(args.gb)
-        largest = write_checkpoint(work / "src" / "language_model", c, args.shards, args.layout)
+        folder = work / "src" / "language_model"
+        largest = write_checkpoint(folder, c, args.shards, args.layout)
+        table = names.conditioner(merger_sizes(args.gb), c.width)
+        largest = max(largest, write_conditioner(folder, table, args.layout))
         src, ours, back = (str(work / name) for name in ("src", "ours", "back"))
         runs = {
             "convert": ("convert", src, ours, "--codes", str(CODES)),
             "convert --reverse": ("convert", ours, back, "--reverse"),
         }
         missed = False
-        print(f"{args.gb:g} GB, {args.layout}, {args.shards} shards of up to {largest / GB:.2f} GB")
+        print(
+            f"twice {args.gb:g} GB, {args.layout}, {args.shards} shards and one file, "
+            f"of up to {largest / GB:.2f} GB"
+        )
         for what, argv in runs.items():
             peak = measure(*argv)
             missed |= peak.resident > largest + ALLOWED

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lavit_jax.cli.common import add_json, number, print_json, working
+from lavit_jax.errors import UserError
 
 if TYPE_CHECKING:
     from lavit_jax.convert.convert import Report
@@ -44,7 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--llm-dir",
         choices=LLM_DIRS,
-        default=LLM_DIRS[0],
         help="the language model's folder in SRC (default: language_model)",
     )
     parser.add_argument(
@@ -73,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     if args.reverse:
+        _refuse_unused(args)
         from lavit_jax.convert.reverse import reverse
 
         with working(f"writing {args.dst}"):
@@ -95,6 +96,14 @@ def run(args: argparse.Namespace) -> None:
         print_json({"out": str(args.dst), **report._asdict(), "components": rows})
     else:
         _print(report, args.dst)
+
+
+def _refuse_unused(args: argparse.Namespace) -> None:
+    for flag in ("llm_dir", "heads", "codes"):
+        value = getattr(args, flag)
+        if value is not None:
+            name = f"--{flag.replace('_', '-')}"
+            raise UserError(f"{name} {value} with --reverse: model.json tells it, leave it out")
 
 
 def _print(report: Report, dst: Path) -> None:

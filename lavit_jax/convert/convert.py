@@ -9,6 +9,7 @@ DST/left.safetensors    tensors of the source that are no parameters of ours
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lavit_jax.convert import forms, read, record, store, write
+from lavit_jax.convert.infer import Sizes
 from lavit_jax.convert.plan import ALL, Plan, make_plan, part_of
-from lavit_jax.convert.published import LLM_DIR
 from lavit_jax.convert.read import Info, Tensors
 from lavit_jax.convert.record import Record, Recorded
 from lavit_jax.convert.store import ArrayInfo
@@ -72,7 +73,7 @@ def convert(
     dst: str | Path,
     part: str = ALL,
     *,
-    llm_dir: str = LLM_DIR,
+    llm_dir: str | None = None,
     dtype: str = "float32",
     heads: int | None = None,
     codes: int | None = None,
@@ -84,7 +85,7 @@ def convert(
       dst: folder to be made; is complete or absent.
       part: "visual_tokenizer", "language_model", "pixel_decoding", "highres_pixel_decoding", or
         "all" there are.
-      llm_dir: "language_model" or "language_model_sft".
+      llm_dir: "language_model" or "language_model_sft" (default: the former, where it is there).
       dtype: "float32" or "bfloat16", of the parameters; selector and codebook stay float32.
       heads: of the vision modules (default: `reference_config.json`, else width / 88).
       codes: K, where the files do not tell it.
@@ -157,6 +158,7 @@ def _write_arrays(plan: Plan, directory: Path, arrays: dict[str, ArrayInfo]) -> 
         tensors = read.items(plan.source.tensors[component], wanted)
         for piece in forms.pieces(table, tensors):
             writer.write(piece)
+        plan.source.tensors[component].close()
     writer.close()
 
 
@@ -189,6 +191,9 @@ def _write_left(plan: Plan, path: Path) -> dict[str, list[str]]:
 
     def read_one(key: str) -> np.ndarray:
         tensors, name = where[key]
+        for other in plan.source.tensors.values():
+            if other is not tensors:
+                other.close()
         return tensors.read(name)
 
     write.write_safetensors(path, infos, read_one)
@@ -214,7 +219,7 @@ def _record(
         )
 
     return Record(
-        sizes._replace(config=sizes.config.computing_in(dtype)),
+        _computing_in(sizes, dtype),
         dtype,
         source.llm_dir,
         parts,
@@ -224,6 +229,18 @@ def _record(
         [name for checked in plan.checked.values() for name in checked.absent],
         [file.as_posix() for file in plan.carried],
     )
+
+
+def _computing_in(sizes: Sizes, dtype: str) -> Sizes:
+    """The same sizes with another compute dtype for all that is converted."""
+    conditions, pixels = sizes.conditions, {}
+    if conditions.highres_decoder is not None:
+        decoder = dataclasses.replace(conditions.highres_decoder, dtype=dtype)
+        conditions = dataclasses.replace(conditions, highres_decoder=decoder)
+    for kind, part in sizes.pixels.items():
+        pixels[kind] = dataclasses.replace(part, config=part.config.computing_in(dtype))
+    config = sizes.config.computing_in(dtype)
+    return sizes._replace(config=config, conditions=conditions, pixels=pixels)
 
 
 def _report(plan: Plan, left: dict[str, list[str]]) -> Report:

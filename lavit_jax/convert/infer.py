@@ -227,7 +227,9 @@ def llama(
     vocab, width = shape_of(tensors, "model.embed_tokens.weight", "V", "E")
     hidden, _ = shape_of(tensors, "model.layers.0.mlp.gate_proj.weight", "hidden", "E")
     query, _ = shape_of(tensors, "model.layers.0.self_attn.q_proj.weight", "H * d", "E")
-    heads = _field(settings, "num_attention_heads", where)
+    heads = _count(settings, "num_attention_heads", where)
+    if heads is None:
+        raise UserError(f"{where}: 'num_attention_heads' is missing, expected a number")
     text_vocab = vocab if text_only else vocab - 2 - codes
     if text_vocab < 1:
         raise UserError(
@@ -237,21 +239,32 @@ def llama(
         width=width,
         depth=depth_of(tensors),
         heads=heads,
-        kv_heads=settings.get("num_key_value_heads") or heads,
+        kv_heads=_count(settings, "num_key_value_heads", where) or heads,
         hidden=hidden,
         text_vocab=text_vocab,
         codes=codes,
-        max_length=settings.get("max_position_embeddings") or 2048,
+        max_length=_count(settings, "max_position_embeddings", where) or 2048,
         rope_theta=rope_theta(settings),
-        norm_eps=float(_field(settings, "rms_norm_eps", where)),
-        head_dim=settings.get("head_dim") or query // heads,
+        norm_eps=_norm_eps(settings, where),
+        head_dim=_count(settings, "head_dim", where) or query // heads,
     )
 
 
-def _field(settings: Mapping[str, Any], key: str, where: object) -> Any:
-    if settings.get(key) is None:
-        raise UserError(f"{where}: {key!r} is missing, expected a number")
-    return settings[key]
+def _count(settings: Mapping[str, Any], key: str, where: object) -> int | None:
+    """A positive whole number; None where the file leaves it out."""
+    value = settings.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, int) or value < 1:
+        raise UserError(f"{where}: {key!r} is {value!r}, expected a positive whole number")
+    return value
+
+
+def _norm_eps(settings: Mapping[str, Any], where: object) -> float:
+    value = settings.get("rms_norm_eps")
+    if value is None:
+        raise UserError(f"{where}: 'rms_norm_eps' is missing, expected a number")
+    return float(value)
 
 
 def vocabulary(tensors: Tensors) -> int:

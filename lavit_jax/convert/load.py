@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -80,7 +79,7 @@ def text_tokenizer(path: str | os.PathLike[str]) -> TextTokenizer | None:
     Raises:
       UserError: no such checkpoint, or a damaged tokenizer.
     """
-    directory = Path(path)
+    directory = epath.Path(path)
     model = directory / SOURCE / record.load(directory).llm_dir / TEXT_MODEL
     return TextTokenizer(model) if model.is_file() else None
 

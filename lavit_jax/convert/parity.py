@@ -45,8 +45,9 @@ class Row:
       shape: of the whole array.
       max_abs_diff: largest difference where the array means anything; nan when not compared.
       tolerance: the most that agrees; 0 for ids, and more for a walk that grows large.
-      ok: False only when the difference exceeds the tolerance.
-      status: "checked", "input" (what checks read) or "not checked" (nothing covers it yet).
+      ok: False when the difference exceeds the tolerance, or nothing could be compared.
+      status: "checked", "input" (what checks read) or "not checked" (no check knows the array, or
+        the checkpoint lacks what makes it).
     """
 
     name: str
@@ -268,8 +269,8 @@ def run(directory: str | Path, checks: tuple[Check, ...] = CHECKS) -> list[Row]:
       checks: what to compute.
 
     Returns:
-      One row for every array of the file, in its order: compared ones, inputs, and those no
-      check covers yet (status "not checked").
+      One row for every array of the file, in its order: compared ones, inputs, and those that
+      could not be computed (status "not checked").
 
     Raises:
       FileNotFoundError: no such folder, or no published layout.
@@ -284,8 +285,9 @@ def run(directory: str | Path, checks: tuple[Check, ...] = CHECKS) -> list[Row]:
         for result in _results(check, model, ref):
             if ref.has(result.name):
                 rows[result.name] = compare(result, ref.arrays[result.name])
-    other = functools.partial(Row, max_abs_diff=float("nan"), tolerance=float("nan"), ok=True)
+    other = functools.partial(Row, max_abs_diff=float("nan"), tolerance=float("nan"))
     for name, array in ref.arrays.items():
-        status = "input" if name in ref.inputs else "not checked"
-        rows.setdefault(name, other(name, array.shape, status=status))
+        read = name in ref.inputs
+        status = "input" if read else "not checked"
+        rows.setdefault(name, other(name, array.shape, ok=read, status=status))
     return [rows[name] for name in ref.arrays]

@@ -110,6 +110,8 @@ def _kinds(
 ) -> tuple[bool, ...]:
     """Which blocks attend, by the names of their kinds."""
     names = settings.get(key, default)
+    if not isinstance(names, list | tuple):
+        raise UserError(f"{where}: {key} is {names!r}, expected a list of {', '.join(known)}")
     for name in names:
         if name not in known:
             raise UserError(f"{where}: {key} holds {name!r}, expected some of {', '.join(known)}")
@@ -274,17 +276,21 @@ def decoders(directory: Path, sources: Mapping[str, Tensors]) -> dict[str, Pixel
 def _decoder(kind: str, folder: Path, sources: Mapping[str, Tensors]) -> PixelParts:
     where = folder / "unet" / "config.json"
     settings = read.read_json(where)
-    sizes = unet(settings, where)
+    with read.reading_values(where):
+        sizes, side = unet(settings, where), _side(settings, 64, where)
     path = folder / "vae" / "config.json"
-    pictures = autoencoder(read.read_json(path), path)
-    schedule = folder / "scheduler" / "scheduler_config.json"
+    with read.reading_values(path):
+        pictures = autoencoder(read.read_json(path), path)
+    path = folder / "scheduler" / "scheduler_config.json"
+    with read.reading_values(path):
+        schedule = noise(read.read_json(path), path)
     guidance, steps = SAMPLING[kind]
     config = _typed(
         PixelConfig,
         where,
         unet=sizes,
-        noise=noise(read.read_json(schedule), schedule),
-        size=_side(settings, 64, where) * pictures.factor,
+        noise=schedule,
+        size=side * pictures.factor,
         autoencoder=pictures,
         guidance=guidance,
         sampling_steps=steps,

@@ -67,7 +67,7 @@ def make_plan(
     src: Path,
     part: str = ALL,
     *,
-    llm_dir: str = LLM_DIR,
+    llm_dir: str | None = None,
     heads: int | None = None,
     codes: int | None = None,
 ) -> Plan:
@@ -76,7 +76,7 @@ def make_plan(
     Args:
       src: folder in the published layout; or a plain EVA-CLIP or Llama, a folder or a file.
       part: one of `ALL_PARTS`, or "all" there are.
-      llm_dir: "language_model" or "language_model_sft".
+      llm_dir: "language_model" or "language_model_sft" (default: the former, where it is there).
       heads: see `published.infer_config`.
       codes: see `published.infer_config`.
 
@@ -91,26 +91,38 @@ def make_plan(
     tables = published.tables(source.tensors, sizes)
     checked = published.check_all(tables, source.tensors, sizes)
     read_files = {info.file for t in source.tensors.values() for info in t.infos.values()}
-    others = [path for path in source.others if path not in read_files]
-    carried = [p.relative_to(source.root) for p in others if p.suffix not in WEIGHTS]
-    unread = [p.relative_to(source.root) for p in others if p.suffix in WEIGHTS]
+    carried = [
+        path.relative_to(source.root)
+        for path in source.others
+        if path not in read_files and path.suffix not in WEIGHTS
+    ]
+    # Everywhere in the folder: what a part was not asked for is told like what none could read.
+    inside = sorted(src.rglob("*")) if src.is_dir() else []
+    unread = [
+        path.relative_to(src)
+        for path in inside
+        if path.suffix in WEIGHTS and path.is_file() and path not in read_files
+    ]
     return Plan(source, sizes, tables, checked, carried, unread)
 
 
-def _open(src: Path, part: str, llm_dir: str) -> Source:
+def _open(src: Path, part: str, given_dir: str | None) -> Source:
     if part not in (ALL, *ALL_PARTS):
         raise UserError(
             f"--part {part!r} is unknown, expected one of {', '.join((ALL, *ALL_PARTS))}"
         )
     if not src.exists():
         raise FileNotFoundError(f"{src}: no such file or folder")
+    if given_dir is not None and part in (ALL, LANGUAGE) and not (src / given_dir).is_dir():
+        raise FileNotFoundError(f"{src}: no {given_dir}/ in it (--llm-dir)")
+    llm_dir = LLM_DIR if given_dir is None else given_dir
     if src.is_file():
         return _open_plain(src, part, read.open_file(src), src.parent)
     folders = {known: known for known in ALL_PARTS} | {LANGUAGE: llm_dir}
     if not any((src / folder).is_dir() for folder in folders.values()):
         if not any(path.suffix in WEIGHTS for path in src.iterdir()):
             published.parts_of(src, llm_dir)  # tells what is missing
-        return _open_plain(src, part, read.open_folder(src), src)
+        return _open_plain(src, part, read.open_plain_folder(src), src)
     parts: Sequence[str] = [part]
     if part == ALL:
         parts = published.parts_of(src, llm_dir, ALL_PARTS)
@@ -132,7 +144,7 @@ def _open_plain(src: Path, part: str, tensors: Tensors, root: Path) -> Source:
         found, opened = LANGUAGE, {"llm": tensors}
         files = [path for name in LLM_FILES if (path := root / name).is_file()]
         if src.is_dir():
-            opened = published.open_language_model(root)
+            opened |= published.open_conditioner(root)
     else:
         raise UserError(
             f"{tensors.path}: neither 'patch_embed.proj.weight' nor 'model.embed_tokens.weight' in "

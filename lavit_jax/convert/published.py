@@ -120,11 +120,13 @@ def open_sources(
 
 def open_language_model(folder: Path) -> dict[str, Tensors]:
     """Opens a language model, and what it conditions on pictures with where that is there."""
-    sources = {"llm": read.open_folder(folder)}
+    return {"llm": read.open_folder(folder)} | open_conditioner(folder)
+
+
+def open_conditioner(folder: Path) -> dict[str, Tensors]:
+    """Opens what a language model conditions on pictures with, where that is there."""
     path = read.weights(folder / "visual_weight")
-    if path.is_file():
-        sources["conditioner"] = read.open_file(path)
-    return sources
+    return {"conditioner": read.open_file(path)} if path.is_file() else {}
 
 
 def given_heads(directory: Path) -> int | None:
@@ -169,7 +171,8 @@ def infer_config(
     llm, tied, text_only = None, False, False
     if "llm" in sources:
         folder = directory / llm_dir
-        settings = read.read_json(folder / "config.json")
+        where = folder / "config.json"
+        settings = read.read_json(where)
         tied = infer.tied(sources["llm"], settings)
         rows, pieces = infer.vocabulary(sources["llm"]), _pieces(folder)
         codes = _known_codes(directory, quantizer.codes if quantizer else None, codes)
@@ -181,8 +184,8 @@ def infer_config(
             raise UserError(
                 f"{folder}: the number of codes is not in a language model; give it with --codes"
             )
-        where = folder / "config.json"
-        llm = infer.llama(sources["llm"], settings, where, codes, text_only)
+        with read.reading_values(where):
+            llm = infer.llama(sources["llm"], settings, where, codes, text_only)
     config = infer.published_sizes(
         encoder=infer.encoder(visual, heads, prefix) if visual else None,
         merger=infer.merger(merging, heads) if merging else None,
@@ -337,6 +340,7 @@ def load_published(
     for component, table in by_component.items():
         tensors = read.items(sources[component], checked[component].wanted)
         params |= forms.assemble(table, forms.pieces(table, tensors), dtype)
+        sources[component].close()
     extra = Extra(
         sizes.conditions,
         ignored=tuple(name for found in checked.values() for name in found.ignored),

@@ -1,11 +1,13 @@
 """Reads tensors by name from `.safetensors` and torch `.bin` files, whole or in shards.
 
-Nothing is read before it is asked for, and of several shards only one is open at a time. A torch
+Nothing is read before it is asked for; of several shards only one is open at a time, and whoever
+has read what there is closes a file, which frees its memory, mapped pages included. A torch
 file is opened with `weights_only=True`: it can hold tensors, never code.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import zipfile
@@ -24,6 +26,7 @@ WRAPPERS = ("state_dict", "model", "module")
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 TORCH_INDEX = "pytorch_model.bin.index.json"
 DIFFUSERS_STEM = "diffusion_pytorch_model"
+TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 BARE = "tensor"  # what a torch file's only tensor is called, which has no name there
 SAFETENSORS_DTYPES = {
     "F32": "float32",
@@ -69,6 +72,10 @@ class Tensors(Named, Protocol):
         """One tensor, in the dtype of the file (bfloat16 as ml_dtypes has it)."""
         ...
 
+    def close(self) -> None:
+        """Frees what the file holds in memory; `read` opens it again."""
+        ...
+
 
 def items(tensors: Tensors, names: set[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
     """Names and tensors in reading order; of `names` only, where given."""
@@ -78,12 +85,18 @@ def items(tensors: Tensors, names: set[str] | None = None) -> Iterator[tuple[str
 
 
 def open_file(path: Path) -> Tensors:
-    """Opens one `.safetensors` or torch file.
+    """Looks into one `.safetensors` or torch file, which is closed again until it is read.
 
     Raises:
       FileNotFoundError: no such file.
       UserError: truncated, no file of tensors, or one that holds code.
     """
+    tensors = _opened(path)
+    tensors.close()
+    return tensors
+
+
+def _opened(path: Path) -> Tensors:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     return SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
@@ -108,6 +121,25 @@ def open_folder(folder: Path) -> Tensors:
     raise FileNotFoundError(f"{folder}: no *.safetensors and no pytorch_model*.bin in it")
 
 
+def open_plain_folder(folder: Path) -> Tensors:
+    """Opens a folder of one module: as a language model's, else its only torch file.
+
+    Raises:
+      FileNotFoundError: no weights.
+      UserError: several files, none of which is a language model's.
+    """
+    try:
+        return open_folder(folder)
+    except FileNotFoundError:
+        files = sorted(path for path in folder.iterdir() if path.suffix in TORCH_SUFFIXES)
+        if not files:
+            raise
+    if len(files) > 1:
+        names = ", ".join(path.name for path in files)
+        raise UserError(f"{folder}: holds {names}, expected one file; give it in SRC's place")
+    return open_file(files[0])
+
+
 def weights(stem: Path) -> Path:
     """`stem.safetensors` where there is one, else `stem.bin`, there or not."""
     safetensors = stem.with_suffix(".safetensors")
@@ -128,13 +160,12 @@ class SafetensorsFile:
     """A `.safetensors` file; its header tells every shape, its numbers are mapped."""
 
     def __init__(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
         self.path = path
         try:
-            self._file = safe_open(str(path), framework="np")
-            names = list(self._file.keys())
-            slices = {name: self._file.get_slice(name) for name in names}
+            file = self._opened = self._open()
+            slices = {name: file.get_slice(name) for name in list(file.keys())}
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"{path}: truncated or not a safetensors file ({_first_line(error)})"
@@ -149,7 +180,17 @@ class SafetensorsFile:
         return self._infos
 
     def read(self, name: str) -> np.ndarray:
-        return self._file.get_tensor(name)
+        if self._opened is None:
+            self._opened = self._open()
+        return self._opened.get_tensor(name)
+
+    def close(self) -> None:
+        self._opened = None
+
+    def _open(self) -> Any:
+        from safetensors import safe_open
+
+        return safe_open(str(self.path), framework="np")
 
 
 def _dtype_name(safetensors_dtype: str) -> str:
@@ -165,10 +206,11 @@ class TorchFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._tensors = self._content(load_torch(path))
+        tensors = self._content(load_torch(path))
+        self._opened: dict[str, Any] | None = tensors
         self._infos = {
             name: Info(tuple(t.shape), str(t.dtype).removeprefix("torch."), path)
-            for name, t in self._tensors.items()
+            for name, t in tensors.items()
         }
 
     @property
@@ -176,7 +218,12 @@ class TorchFile:
         return self._infos
 
     def read(self, name: str) -> np.ndarray:
-        return to_numpy(self._tensors[name])
+        if self._opened is None:
+            self._opened = self._content(load_torch(self.path))
+        return to_numpy(self._opened[name])
+
+    def close(self) -> None:
+        self._opened = None
 
     def _content(self, content: Any) -> dict[str, Any]:
         return _named_tensors(self.path, content)
@@ -221,6 +268,11 @@ def _named_tensors(path: Path, content: Any) -> dict[str, Any]:
         raise UserError(f"{path}: holds a {type(content).__name__}, expected named tensors")
     for key in WRAPPERS:
         if isinstance(content.get(key), dict):
+            beside = [name for name, value in content.items() if name != key and _tensors_in(value)]
+            if beside:
+                raise UserError(
+                    f"{path}: holds tensors in {key!r} and in {beside[0]!r}, expected one of them"
+                )
             content = content[key]
     for name, value in content.items():
         if not hasattr(value, "untyped_storage"):
@@ -228,6 +280,15 @@ def _named_tensors(path: Path, content: Any) -> dict[str, Any]:
                 f"{path}: {name!r} is a {type(value).__name__}, expected named tensors only"
             )
     return content
+
+
+def _tensors_in(value: Any) -> bool:
+    """Whether something that was pickled holds tensors, at any depth."""
+    if isinstance(value, dict):
+        return any(map(_tensors_in, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_tensors_in, value))
+    return hasattr(value, "untyped_storage")
 
 
 def to_numpy(tensor: Any) -> np.ndarray:
@@ -246,7 +307,7 @@ class Shards:
     def __init__(self, path: Path, infos: dict[str, Info]) -> None:
         self.path = path
         self._infos = infos
-        self._open: Tensors | None = None
+        self._opened: Tensors | None = None
 
     @classmethod
     def from_index(cls, index: Path) -> Shards:
@@ -254,6 +315,9 @@ class Shards:
         where = read_json(index).get("weight_map")
         if not isinstance(where, dict) or not where:
             raise UserError(f"{index}: no 'weight_map', expected tensor name to file name")
+        for name, file in where.items():
+            if not isinstance(file, str) or file in ("", "..") or file != Path(file).name:
+                raise UserError(f"{index}: {name!r} is in {file!r}, expected a file beside it")
         shards = cls.from_files(
             index, [index.parent / file for file in sorted(set(where.values()))]
         )
@@ -284,9 +348,30 @@ class Shards:
 
     def read(self, name: str) -> np.ndarray:
         file = self._infos[name].file
-        if self._open is None or self._open.path != file:
-            self._open = open_file(file)
-        return self._open.read(name)
+        if self._opened is None or self._opened.path != file:
+            self._opened = None  # before the next is opened
+            self._opened = _opened(file)
+        return self._opened.read(name)
+
+    def close(self) -> None:
+        self._opened = None
+
+
+@contextlib.contextmanager
+def reading_values(path: Path) -> Iterator[None]:
+    """What goes wrong with a config's values is told with its file.
+
+    Raises:
+      UserError: a value of another kind than expected.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise UserError(
+            f"{path}: has a value that cannot be used ({_first_line(error)})"
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lavit_jax.convert.infer import Conditions, Sizes
@@ -128,7 +128,7 @@ def from_json(document: Mapping[str, Any]) -> Record:
     sources = {
         component: Recorded(
             {
-                name: Info(tuple(shape), dtype, Path(file))
+                name: Info(tuple(shape), dtype, Path(_inside(file)))
                 for file, tensors in files.items()
                 for name, (shape, dtype) in tensors.items()
             }
@@ -138,14 +138,32 @@ def from_json(document: Mapping[str, Any]) -> Record:
     return Record(
         sizes,
         document["dtype"],
-        document["llm_dir"],
+        _below(document["llm_dir"]),
         document["parts"],
         {path: ArrayInfo(tuple(s), dtype) for path, (s, dtype) in document["arrays"].items()},
         sources,
         document["left"],
         document["absent"],
-        document["carried"],
+        [_inside(file) for file in document["carried"]],
     )
+
+
+def _below(name: str) -> str:
+    """The name of something in a checkpoint, or of the checkpoint's own folder.
+
+    Files are written and copied by these names: none may lead elsewhere.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{name!r} is outside of the checkpoint")
+    return name
+
+
+def _inside(name: str) -> str:
+    """The name of a file in a checkpoint."""
+    if not PurePosixPath(_below(name)).parts:
+        raise ValueError(f"{name!r} is no file's name")
+    return name
 
 
 def _conditions(stored: Mapping[str, Any]) -> Conditions:
@@ -195,7 +213,7 @@ def load(directory: Any) -> Record:
         known = document["format"]
         if known == FORMAT:
             return from_json(document)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise UserError(f"{path}: truncated or not a converted model's ({what})") from error
     raise UserError(f"{path}: has format {known!r}, expected {FORMAT}")

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import sentencepiece as spm
+from etils import epath
 
 from lavit_jax.errors import UserError
 
@@ -125,16 +126,16 @@ class TextTokenizer:
         Raises:
           UserError: no such file, not a sentencepiece model, or one with other special ids.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise UserError(f"text tokenizer not found: {path}")
+        place = epath.Path(path)  # a converted checkpoint's may be in a bucket
+        if not place.is_file():
+            raise UserError(f"text tokenizer not found: {place}")
         try:
-            self._model = spm.SentencePieceProcessor(model_proto=path.read_bytes())
+            self._model = spm.SentencePieceProcessor(model_proto=place.read_bytes())
         except (RuntimeError, OSError) as error:
-            raise UserError(f"not a sentencepiece model: {path}") from error
+            raise UserError(f"not a sentencepiece model: {place}") from error
         if (self._model.bos_id(), self._model.eos_id()) != (BOS_ID, EOS_ID):
             raise UserError(
-                f"{path}: expected bos and eos ids {BOS_ID} and {EOS_ID} as in Llama, got "
+                f"{place}: expected bos and eos ids {BOS_ID} and {EOS_ID} as in Llama, got "
                 f"{self._model.bos_id()} and {self._model.eos_id()}"
             )
         self.vocab_size: int = self._model.get_piece_size()

@@ -8,10 +8,10 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
+from etils import epath
 
 from lavit_jax.convert import record
 from lavit_jax.data.layout import QUESTION, plain_question
@@ -334,13 +334,14 @@ def load(workdir: str | os.PathLike[str]) -> Lavit:
     The diffusion decoders of a converted one are read when they are first used.
 
     Args:
-      workdir: the run's directory (also `gs://BUCKET/FOLDER`), or one made by `lavit convert`.
+      workdir: the run's directory, or one made by `lavit convert`; also `gs://BUCKET/FOLDER`.
 
     Raises:
       UserError: no such directory, or it has no readable checkpoint.
     """
-    if (Path(workdir) / record.FILE).is_file():
-        return _load_converted(Path(workdir))
+    directory = epath.Path(workdir)
+    if (directory / record.FILE).is_file():
+        return _load_converted(directory)
     from lavit_jax.training.restore import restore
 
     found = restore(workdir)
@@ -348,7 +349,7 @@ def load(workdir: str | os.PathLike[str]) -> Lavit:
     return Lavit(found.modules, found.params, found.codebook, found.text, decoders=decoders)
 
 
-def _load_converted(directory: Path) -> Lavit:
+def _load_converted(directory: epath.Path) -> Lavit:
     """The parts of a converted checkpoint that inference uses."""
     from lavit_jax.convert import load as converted
     from lavit_jax.convert.published import PARTS
@@ -361,7 +362,7 @@ def _load_converted(directory: Path) -> Lavit:
     return Lavit(modules, found.params, found.codebook, text, "published", decoders)
 
 
-def _converted_decoders(directory: Path, stored: Record, found: Published) -> pixels.Decoders:
+def _converted_decoders(directory: epath.Path, stored: Record, found: Published) -> pixels.Decoders:
     """The diffusion decoders that are whole, each with its condition head."""
     from lavit_jax.convert import load as converted
     from lavit_jax.convert.pixel_infer import FOLDERS

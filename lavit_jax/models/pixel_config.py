@@ -252,6 +252,12 @@ class PixelConfig:
             f"pixels.size={self.size} is no multiple of {self.factor}, the pixels of a latent",
         )
 
+    def computing_in(self, dtype: str) -> PixelConfig:
+        """The same parameters with another compute dtype."""
+        pictures = self.autoencoder and dataclasses.replace(self.autoencoder, dtype=dtype)
+        unet = dataclasses.replace(self.unet, dtype=dtype)
+        return dataclasses.replace(self, unet=unet, autoencoder=pictures)
+
     @property
     def factor(self) -> int:
         """Pixels per latent, each way."""

@@ -421,18 +421,29 @@ def row(name: str, difference: float, ok: bool = True, status: str = "checked"):
     )
 
 
+@pytest.mark.parametrize("status", ["input", "not checked"])
+def test_parity_does_not_agree_to_what_it_could_not_compare(status, monkeypatch, capsys):
+    rows = [row("tok_ids", 0.0), row("unet", float("nan"), ok=False, status="not checked")]
+    if status == "input":
+        rows = [row("image", float("nan"), status="input")]
+    fake_module(monkeypatch, "lavit_jax.convert.parity", run=lambda directory: rows)
+    assert main(["parity", "goldens"]) == 1
+    assert ("not compared: unet\n" in capsys.readouterr().out) is (status == "not checked")
+    assert main(["parity", "goldens", "--json"]) == 1
+    assert document(capsys)["ok"] is False
+
+
 @pytest.mark.parametrize("ok", [True, False])
 def test_parity_tells_agreement_by_its_status(ok, monkeypatch, capsys):
     rows = [
         row("tok_ids", 0.0),
         row("lm_logits", 1e-6 if ok else 0.5, ok=ok),
         row("image", float("nan"), status="input"),
-        row("unet", float("nan"), status="not checked"),
     ]
     fake_module(monkeypatch, "lavit_jax.convert.parity", run=lambda directory: rows)
     assert main(["parity", "goldens"]) == (0 if ok else 1)
     out = capsys.readouterr().out
-    assert f"{2 if ok else 1} of 2 arrays agree\nnot compared yet: unet\n" in out
+    assert f"{2 if ok else 1} of 2 arrays agree\n" in out
     assert ("DIFFERS" in out) is not ok
     assert main(["parity", "goldens", "--json"]) == (0 if ok else 1)
     found = document(capsys)

@@ -100,6 +100,28 @@ def test_half_precision_comes_back_in_half_precision(kind, folder, tmp_path, sta
     assert all(torch.equal(wide[name], value.float()) for name, value in half.items())
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_component_is_open_at_a_time(layout, tmp_path, states, monkeypatch):
+    sources, opened, write = {}, [], store.Writer.write
+
+    def make_plan(*args, **options):
+        made = plan.make_plan(*args, **options)
+        sources.update(made.source.tensors)
+        return made
+
+    def watched(writer, piece):
+        opened.append([name for name, tensors in sources.items() if tensors._opened is not None])
+        write(writer, piece)
+
+    monkeypatch.setattr(conversion, "make_plan", make_plan)
+    monkeypatch.setattr(store.Writer, "write", watched)
+    src = published_weights.write(tmp_path / "src", GROUPED, states, layout)
+    convert(src, tmp_path / "ours")
+    assert {len(names) for names in opened} == {1}
+    assert {name for names in opened for name in names} == set(states)
+    assert all(tensors._opened is None for tensors in sources.values())
+
+
 def test_tensors_that_are_no_parameters_come_back_too(tmp_path, states):
     name = "model.layers.1.self_attn.rotary_emb.inv_freq"
     llm = {name: np.ones(3, np.float32) / 7, **states["llm"]}
@@ -114,6 +136,26 @@ def test_weights_that_no_part_reads_are_told(folder, tmp_path):
     (folder / "language_model" / "pytorch_model.bin").write_bytes(b"the same again")
     report = convert(folder, tmp_path / "ours")
     assert report.unread == ["language_model/pytorch_model.bin"]
+
+
+def test_weights_in_folders_that_were_not_chosen_are_told(folder, tmp_path):
+    (folder / "language_model").rename(folder / "language_model_sft")
+    (folder / "older" / "one").mkdir(parents=True)
+    (folder / "older" / "one" / "x.pth").write_bytes(b"weights")
+    (folder / "older" / "notes.txt").write_text("none")
+    assert convert(folder, tmp_path / "ours").unread == [
+        "language_model_sft/model.safetensors",
+        "language_model_sft/visual_weight.bin",
+        "older/one/x.pth",
+    ]
+
+
+def test_a_language_model_that_was_asked_for_has_to_be_there(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="src: no language_model_sft/ in it .--llm-dir"):
+        convert(folder, tmp_path / "ours", llm_dir="language_model_sft")
+    (folder / "language_model").rename(folder / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="src: no language_model/ in it .--llm-dir"):
+        convert(folder, tmp_path / "ours", llm_dir="language_model")
 
 
 def test_one_part_is_converted_alone(folder, tmp_path, states):
@@ -187,6 +229,25 @@ class TestPlain:
         reverse(tmp_path / "ours", tmp_path / "back")
         (clip.parent / "holiday.jpg").unlink()
         same_checkpoint(clip.parent, tmp_path / "back")
+
+    def test_a_folder_of_one_torch_file_is_taken_too(self, clip, tmp_path):
+        (clip.parent / "holiday.jpg").unlink()
+        report = convert(clip.parent, tmp_path / "ours", heads=GROUPED.heads)
+        assert [row.path for row in report.components] == ["eva_clip.pt"]
+        reverse(tmp_path / "ours", tmp_path / "back")
+        same_checkpoint(clip.parent, tmp_path / "back")
+        clip.with_name("copy.pth").write_bytes(clip.read_bytes())
+        with pytest.raises(UserError, match="clip: holds copy.pth, eva_clip.pt, expected one file"):
+            convert(clip.parent, tmp_path / "twice", heads=GROUPED.heads)
+
+    def test_a_llama_in_one_torch_file_is_taken_from_its_folder(self, tmp_path, states):
+        src = published_weights.write(tmp_path / "src", GROUPED, states)
+        llm = src / "language_model"
+        (llm / "model.safetensors").unlink()
+        published_weights.write_torch(llm / "weights.pth", states["llm"])
+        (llm / "visual_weight.bin").unlink()
+        report = convert(llm, tmp_path / "ours", heads=GROUPED.heads, codes=GROUPED.codes)
+        assert [row.path for row in report.components] == ["weights.pth"]
 
     def test_an_encoder_without_the_prefix_is_one_too(self, tmp_path, states):
         published_weights.write_torch(tmp_path / "eva_vit_g.pth", states["encoder"])
@@ -356,6 +417,34 @@ def test_many_faults_are_cut_short(folder, tmp_path):
         convert(folder, tmp_path / "ours")
 
 
+OUTSIDE = ("../evil", "a/../../evil", "/tmp/evil", "", ".")
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("field", ["carried", "sources"])
+def test_a_record_cannot_name_files_outside_of_the_checkpoint(field, name, tmp_path, states):
+    src = published_weights.write(tmp_path / "src", GROUPED, {"encoder": states["encoder"]})
+    convert(src / ENCODER, tmp_path / "ours", heads=3)
+    document = json.loads((tmp_path / "ours" / record.FILE).read_text())
+    if field == "carried":
+        document["carried"] = [name]
+    else:
+        document["sources"]["encoder"] = {name: {"x": [[1], "float32"]}}
+    (tmp_path / "ours" / record.FILE).write_text(json.dumps(document))
+    (tmp_path / "ours" / "evil").write_text("to be copied")
+    with pytest.raises(UserError, match="(outside of the checkpoint|no file's name)"):
+        reverse(tmp_path / "ours", tmp_path / "back")
+    assert {path.name for path in tmp_path.iterdir()} == {"src", "ours"}
+
+
+def test_a_record_cannot_name_a_language_model_outside_of_the_checkpoint(folder, tmp_path):
+    convert(folder, tmp_path / "ours", "language_model")
+    document = json.loads((tmp_path / "ours" / record.FILE).read_text()) | {"llm_dir": "../src"}
+    (tmp_path / "ours" / record.FILE).write_text(json.dumps(document))
+    with pytest.raises(UserError, match="'../src' is outside of the checkpoint"):
+        record.load(tmp_path / "ours")
+
+
 @pytest.mark.parametrize("where", [(store.Writer, "write"), (conversion.record, "save")])
 def test_a_full_disk_leaves_nothing(where, folder, tmp_path, monkeypatch):
     def full(*args):
@@ -405,6 +494,12 @@ def test_the_command_knows_every_part_and_dtype():
         (["src", "dst", "--part", "unet"], "invalid choice: 'unet'"),
         (["src", "dst", "--dtype", "float16"], "invalid choice: 'float16'"),
         (["src", "dst", "--heads", "0"], "at least 1"),
+        (["nowhere", "dst", "--reverse", "--heads", "2"], "--heads 2 with --reverse"),
+        (["nowhere", "dst", "--reverse", "--codes", "2"], "--codes 2 with --reverse"),
+        (
+            ["nowhere", "dst", "--reverse", "--llm-dir", "language_model"],
+            "--llm-dir language_model with --reverse",
+        ),
         (["nowhere", "dst"], "nowhere: no such file or folder"),
         (["nowhere", "dst", "--reverse"], "expected a folder made by `lavit convert`"),
     ],

@@ -1,11 +1,13 @@
 """A converted checkpoint goes straight into a mesh, and into inference."""
 
 import json
+import types
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 import lavit_jax
@@ -145,6 +147,14 @@ def test_inference_from_it_says_what_the_published_weights_say(goldens, picture)
     assert ours.caption([picture]) == published.caption([picture])
 
 
+def test_inference_takes_it_from_a_bucket(goldens, monkeypatch):
+    local = lambda url: epath.Path(str(url).replace("gs://bucket", str(goldens.parent)))  # noqa: E731
+    for module in ("lavit_jax.inference.api", "lavit_jax.convert.load", "lavit_jax.data.text"):
+        monkeypatch.setattr(f"{module}.epath", types.SimpleNamespace(Path=local))
+    model = lavit_jax.load(f"gs://bucket/{goldens.name}")
+    assert model.text is not None and model.text.vocab_size == 400
+
+
 def test_the_commands_take_it(goldens, picture, tmp_path, capsys):
     workdir = ["--workdir", str(goldens), "--json"]
     assert main(["tokenize", picture, "--out", str(tmp_path), *workdir]) == 0
@@ -171,6 +181,19 @@ def test_it_paints_by_both_published_decoders(decoder, goldens, picture):
     assert np.abs(again.astype(int) - expected.astype(int)).max() <= 1
     ((drawn,),) = ours.draw(["a cat"], **quick)
     assert drawn.shape == again.shape == (16, 16, 3)
+
+
+def test_it_paints_in_bfloat16_where_it_was_converted_to_that(tmp_path):
+    convert(GOLDENS, tmp_path / "half", dtype="bfloat16")
+    found = load_converted(tmp_path / "half", parts=["pixel_decoding"])
+    for part in found.pixels.values():
+        assert part.config.unet.dtype == part.config.autoencoder.dtype == "bfloat16"
+    decoder = found.extra.conditions.highres_decoder
+    assert decoder is not None and decoder.dtype == "bfloat16"
+    settings = pixels.Settings(steps=1, guidance=1.0)
+    painted = lavit_jax.load(tmp_path / "half").paint([np.arange(5)], "highres", 0, settings)
+    assert painted[0].shape == (16, 16, 3)
+    assert painted[0].std() > 1
 
 
 def test_what_was_never_converted_is_told(both, goldens, picture, tmp_path, capsys):

@@ -282,6 +282,11 @@ def test_every_fault_is_named(fault, tmp_path, states):
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"num_attention_heads": None}, "'num_attention_heads' is missing"),
         ({"rms_norm_eps": None}, "'rms_norm_eps' is missing"),
+        ({"rms_norm_eps": [1]}, "config.json: has a value that cannot be used"),
+        ({"rope_parameters": "linear"}, "config.json: has a value that cannot be used"),
+        ({"num_attention_heads": 0}, "config.json: 'num_attention_heads' is 0, expected a pos"),
+        ({"num_attention_heads": "4"}, "config.json: 'num_attention_heads' is '4', expected"),
+        ({"head_dim": 0.5}, "config.json: 'head_dim' is 0.5, expected a positive whole"),
         ({"num_attention_heads": 8}, "expected"),
         ({"num_key_value_heads": 3}, "kv_heads must divide heads"),
     ],
@@ -289,7 +294,7 @@ def test_every_fault_is_named(fault, tmp_path, states):
 def test_an_unfit_language_model_config_is_told(changes, told, tmp_path, states):
     folder = folder_of(tmp_path, states)
     edit_settings(folder, **changes)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(UserError, match=told):
         load_published(folder)
 
 

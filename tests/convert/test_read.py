@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from lavit_jax.convert import read
 from lavit_jax.errors import UserError
 
+WRAPPED = "holds tensors in 'model' and in 'model_ema', expected one of them"
 TENSORS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float32)}
 
 
@@ -74,8 +75,28 @@ def test_one_shard_is_open_at_a_time(tmp_path):
     opened = []
     for name in tensors.infos:
         tensors.read(name)
-        opened.append(tensors._open.path.name)
+        opened.append(tensors._opened.path.name)
     assert opened == [f"model-{number:05d}-of-00002.safetensors" for number in (1, 2)]
+
+
+@pytest.mark.parametrize("save", [safetensors_file, torch_file])
+def test_a_file_is_open_only_between_reading_and_closing(save, tmp_path):
+    suffix = "safetensors" if save is safetensors_file else "bin"
+    tensors = read.open_file(save(tmp_path / f"x.{suffix}"))
+    for _ in range(2):
+        assert tensors._opened is None
+        equal(tensors)
+        assert tensors._opened is not None
+        tensors.close()
+
+
+def test_the_last_shard_is_closed_too(tmp_path):
+    shards(tmp_path)
+    tensors = read.open_folder(tmp_path)
+    equal(tensors)
+    tensors.close()
+    assert tensors._opened is None
+    equal(tensors)
 
 
 def test_bfloat16_is_read_as_such(tmp_path):
@@ -135,6 +156,8 @@ def test_a_bare_pickle_that_runs_code_is_refused(tmp_path):
     ("content", "told"),
     [
         ([1, 2], "holds a list, expected named tensors"),
+        ({"model": {"a": torch.ones(2)}, "model_ema": {"a": torch.ones(2)}}, WRAPPED),
+        ({"model": {"a": torch.ones(2)}, "steps": [{"model_ema": torch.ones(2)}]}, "in 'steps',"),
         ({"step": 3, "a": torch.ones(2)}, "'step' is a int, expected named tensors only"),
         (torch.ones(2), "holds a Tensor, expected named tensors"),
     ],
@@ -143,6 +166,12 @@ def test_a_torch_file_of_something_else_is_told(content, told, tmp_path):
     torch.save(content, tmp_path / "x.bin")
     with pytest.raises(UserError, match=told):
         read.open_file(tmp_path / "x.bin")
+
+
+def test_a_wrapper_with_plain_values_beside_it_is_read(tmp_path):
+    tensors = {name: torch.from_numpy(value) for name, value in TENSORS.items()}
+    torch.save({"epoch": 3, "args": {"lr": [0.1]}, "state_dict": tensors}, tmp_path / "x.bin")
+    equal(read.open_file(tmp_path / "x.bin"))
 
 
 def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
@@ -159,6 +188,11 @@ def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
         ("{", "truncated or not JSON"),
         ("[]", "holds a list, expected a JSON object"),
         ("{}", "no 'weight_map'"),
+        ('{"weight_map": {"a": 3}}', "'a' is in 3, expected a file beside it"),
+        ('{"weight_map": {"a": ["x.bin"]}}', r"'a' is in \['x.bin'\], expected a file"),
+        ('{"weight_map": {"a": "../x.bin"}}', "'a' is in '../x.bin', expected a file beside it"),
+        ('{"weight_map": {"a": "/x.bin"}}', "'a' is in '/x.bin', expected a file beside it"),
+        ('{"weight_map": {"a": "sub/x.bin"}}', "'a' is in 'sub/x.bin', expected a file"),
         ('{"weight_map": {"a.weight": "gone.safetensors"}}', "gone.safetensors: no such file"),
         (
             '{"weight_map": {"c": "model-00001-of-00002.safetensors"}}',
