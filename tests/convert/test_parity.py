@@ -83,6 +83,7 @@ def test_a_wrong_number_is_found(tmp_path):
         "unheard_of", "tok_random_merged", "tok_all_codes", "prompt_mask",
         "tok_random_llm_features",
         "tok_random_code_features", "tok_all_quantized", "prompt_last_logits",
+        "greedy_ids", "beam2_caption_ids", "beam5_answer_ids",  # begin with the prompts
     }  # fmt: skip
     assert rows["tok_random_merged"].max_abs_diff == pytest.approx(1e-3, rel=0.1)
     assert rows["prompt_mask"].max_abs_diff == np.inf
