@@ -1,8 +1,8 @@
 """All of LaVIT on 4,009 drawn pictures, on two CPU cores.
 
 `configs/twemoji.py` is the quickstart, laid out for a quarter of an hour; `configs/twemoji.py:full`
-trains the same model, with four times the codes, for an hour. A schedule may follow, as in
-`configs/twemoji.py:quick,selector_first`: one of the two orders of stage one that the paper's
+trains the same model, with four times the codes, more than twice as long. A schedule may follow, as
+in `configs/twemoji.py:quick,selector_first`: one of the two orders of stage one that the paper's
 maintainer tells (`common.SCHEDULES`).
 """
 
@@ -22,6 +22,7 @@ def get_config(arg: str = "quick") -> ConfigDict:
     if size not in STEPS:
         raise ValueError(f"arg must be 'quick' or 'full', got {arg!r}")
     encode, reconstruct, select, quantize, unify = STEPS[size]
+    on_random = reconstruct or select // 2
     config = ConfigDict({"name": f"twemoji-{arg.replace(',', '-')}", "seed": 0})
     config.model = models.twemoji()
     config.data = common.data()
@@ -47,7 +48,7 @@ def get_config(arg: str = "quick") -> ConfigDict:
         },
         # Merger and decoder on patches kept at random.
         "reconstruct": {
-            **tokenizer_phase(reconstruct or select // 2, quantize=False),
+            **tokenizer_phase(on_random, quantize=False),
             "modules": BUT_SELECTOR,
             "selection": "random",
         },
@@ -55,7 +56,7 @@ def get_config(arg: str = "quick") -> ConfigDict:
         "quantize": tokenizer_phase(quantize, quantize=True),
         # The same steps in all, for "selector_first".
         "selector_alone": {
-            **tokenizer_phase(select, quantize=False),
+            **tokenizer_phase(reconstruct + select - on_random, quantize=False),
             "modules": ("selector",),
         },
         "quantize_rest": {
@@ -73,8 +74,8 @@ def get_config(arg: str = "quick") -> ConfigDict:
         },
     }
     if size == "full":
-        # Features that had time to become good lose more than codes win while the two chase each
-        # other. Here they rest, k-means' codes all but do, and what reads them gets used to them.
+        # Longer or faster training with codes made reconstructions worse, why is not known yet. So
+        # features rest, k-means' codes all but do, and what reads them gets used to them slowly.
         config.model.quantizer.update({"codes": 4096, "decay": 0.9999})
         for name in ("quantize", "quantize_rest"):
             phase = config.phases[name]

@@ -124,6 +124,8 @@ def modules(
     found, params = Weights({}, None), dict(fresh)
     for source in sources(run.config):
         wanted = [name for name in names if name not in found.params]
+        if not wanted:
+            break
         stored = weights.read(source, wanted, run.mesh)
         for name in wanted:
             if name in stored.params:
