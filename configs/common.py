@@ -50,10 +50,10 @@ def data() -> ConfigDict:
             "visual_ids": "",  # of the data set, a folder of `lavit tokenize-dataset`; or made here
             "text_drop": 0.1,  # [text, image] without its text, for guidance (ours)
             "mixture": {  # shares of examples in the unified phase
-                "image_text": 0.45,
-                "text_image": 0.38,
-                "text": 0.04,
-                "question": 0.13,
+                "image_text": 0.40,
+                "text_image": 0.45,
+                "text": 0.03,
+                "question": 0.12,
             },
             # Several sources in the unified phase instead of one: name -> see `data/streams.py`.
             "sources": {},

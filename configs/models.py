@@ -49,7 +49,7 @@ def twemoji() -> ConfigDict:
             "selector": {"max_kept": 40},
             "merger": {"depth": 2, "heads": 2, "mlp_ratio": 3.0, "unroll": 4, "attention": "clean"},
             "quantizer": {"codes": 1024, "code_dim": 16, "decay": 0.97},
-            "decoder": {"depth": 3, "heads": 2, "mlp_ratio": 3.0, "unroll": 4},
+            "decoder": {"depth": 3, "heads": 2, "mlp_ratio": 3.0, "unroll": 4, "norm_qk": True},
             "pixel_head": {"width": 128, "depth": 2, "heads": 2, "mlp_ratio": 3.0, "unroll": 4},
             "text_tower": {
                 "width": 128,

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from . import common, models
 
 # Steps of stage zero, of stage one on random patches, without and with quantization, of stage two.
-STEPS = {"quick": (500, 0, 300, 600, 900), "full": (700, 400, 700, 300, 2400)}
+STEPS = {"quick": (500, 300, 400, 700, 1600), "full": (700, 400, 700, 1500, 5000)}
 BUT_SELECTOR = ("merger", "quantizer", "decoder", "pixel_head")
 TOKENIZER_MODULES = ("selector", *BUT_SELECTOR)
 
@@ -22,7 +22,6 @@ def get_config(arg: str = "quick") -> ConfigDict:
     if size not in STEPS:
         raise ValueError(f"arg must be 'quick' or 'full', got {arg!r}")
     encode, reconstruct, select, quantize, unify = STEPS[size]
-    on_random = reconstruct or select // 2
     config = ConfigDict({"name": f"twemoji-{arg.replace(',', '-')}", "seed": 0})
     config.model = models.twemoji()
     config.data = common.data()
@@ -30,7 +29,7 @@ def get_config(arg: str = "quick") -> ConfigDict:
     # Stage zero trains the encoder; stage one has one of two orders; stage two
     # is the unified model.
     config.schedule = common.schedule(order or "together")
-    if size == "full" and "reconstruct" not in config.schedule:
+    if "reconstruct" not in config.schedule:
         # Merger and decoder can say what a patch is worth before the selector learns from them.
         first, *others = config.schedule
         config.schedule = (first, "reconstruct", *others)
@@ -48,7 +47,7 @@ def get_config(arg: str = "quick") -> ConfigDict:
         },
         # Merger and decoder on patches kept at random.
         "reconstruct": {
-            **tokenizer_phase(on_random, quantize=False),
+            **tokenizer_phase(reconstruct, quantize=False),
             "modules": BUT_SELECTOR,
             "selection": "random",
         },
@@ -56,7 +55,7 @@ def get_config(arg: str = "quick") -> ConfigDict:
         "quantize": tokenizer_phase(quantize, quantize=True),
         # The same steps in all, for "selector_first".
         "selector_alone": {
-            **tokenizer_phase(reconstruct + select - on_random, quantize=False),
+            **tokenizer_phase(select, quantize=False),
             "modules": ("selector",),
         },
         "quantize_rest": {
@@ -73,14 +72,6 @@ def get_config(arg: str = "quick") -> ConfigDict:
             "optimizer": common.optimizer(2e-3, b2=0.95, weight_decay=0.05, warmup=60),
         },
     }
-    if size == "full":
-        # Longer or faster training with codes made reconstructions worse, why is not known yet. So
-        # features rest, k-means' codes all but do, and what reads them gets used to them slowly.
-        config.model.quantizer.update({"codes": 4096, "decay": 0.9999})
-        for name in ("quantize", "quantize_rest"):
-            phase = config.phases[name]
-            phase.update({"modules": ("decoder", "pixel_head"), "selection": "greedy"})
-            phase.optimizer.learning_rate = 1e-4
     return config
 
 
@@ -101,11 +92,13 @@ def tokenizer_phase(steps: int, *, quantize: bool) -> ConfigDict:
             # greedy decisions keep the share that sampled ones were trained for, and so that the
             # codebook starts on features that stay.
             "entropy_weight": 0.1,
-            "commitment": 1.0,  # borrowed (BEiT-2)
+            # 1 is borrowed (BEiT-2); in so few steps it draws features together until half of the
+            # codes are gone.
+            "commitment": 0.25,
             "pixel_weight": 2.0,  # of the one-pass pixel head
             # Share of the pixel head's gradient that goes on to the codes. The paper's tokenizer
             # learns from features alone (0); so small a one learns sooner from pixels too (ours).
             "pixel_gradient": 1.0,
-            "optimizer": common.optimizer(1.5e-3, b2=0.99, weight_decay=0.05, warmup=50),
+            "optimizer": common.optimizer(3e-3, b2=0.99, weight_decay=0.05, warmup=50),
         }
     )

@@ -169,10 +169,13 @@ class DecoderConfig(TransformerConfig):
     Attributes:
       patches: N.
       code_dim: C.
+      norm_qk: queries and keys of cross-attention are normalised, so that no logit exceeds the
+        root of the heads' width (ours, for training from nothing; published: False).
     """
 
     patches: int = 256
     code_dim: int = 32
+    norm_qk: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,7 +47,12 @@ class DecoderBlock(nn.Module):
         h = layers.LayerNorm(NORM_EPS, name="norm1")(x_BND)
         # The published code adds -10000 to masked logits; a multiplicative mask gives the same
         # weights and lets the keep decisions carry gradient.
-        out = policy_attend(*self._project(h, codes_BLD, "cross"), mask_B1L, "clean")
+        q, k, v = self._project(h, codes_BLD, "cross")
+        if c.norm_qk:
+            # Without a bound these logits grow until every query reads a single code, whichever it
+            # was; reconstructions then get worse the longer they are trained.
+            q, k = layers.unit_rms(q).astype(dtype), layers.unit_rms(k).astype(dtype)
+        out = policy_attend(q, k, v, mask_B1L, "clean")
         out = layers.named(out, "context")
         x_BND = layers.border(x_BND + layers.merge_heads(c.width, dtype, "cross_proj")(out))
         h = layers.LayerNorm(NORM_EPS, name="norm2")(x_BND)

@@ -212,6 +212,12 @@ def widened(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def unit_rms(x: Array, eps: float = 1e-6) -> Array:
+    """x / rms(x) over the last axis, at least in float32."""
+    h = widened(x)
+    return h * jax.lax.rsqrt((h * h).mean(axis=-1, keepdims=True) + eps)
+
+
 def gelu(x: Array) -> Array:
     """Exact (erf) GELU, as every part of LaVIT uses it."""
     return jax.nn.gelu(x, approximate=False)

@@ -70,9 +70,7 @@ class RMSNorm(nn.Module):
         scale = self.param(
             "scale", layers.with_axes(nn.initializers.ones_init(), "embed"), (x.shape[-1],)
         )
-        h = layers.widened(x)
-        h = h * jax.lax.rsqrt((h * h).mean(axis=-1, keepdims=True) + self.eps)
-        return (h * scale).astype(x.dtype)
+        return (layers.unit_rms(x, self.eps) * scale).astype(x.dtype)
 
 
 def read(

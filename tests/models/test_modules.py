@@ -162,6 +162,19 @@ def test_masked_decoding_equals_decoding_the_kept_codes():
     np.testing.assert_allclose(*both(codes), atol=1e-5)
 
 
+@pytest.mark.parametrize("norm_qk", [True, False])
+def test_normalised_cross_attention_does_not_sharpen_as_its_kernels_grow(norm_qk):
+    module = FeatureDecoder(dataclasses.replace(DECODER, norm_qk=norm_qk))
+    _, variables = _decoder()
+    blocks = variables["params"]["blocks"]
+    names = ("cross_query", "cross_key")
+    larger = {name: jax.tree.map(lambda x: 30 * x, blocks[name]) for name in names}
+    grown = {"params": {**variables["params"], "blocks": {**blocks, **larger}}}
+    codes, _ = _codes_and_keep()
+    run = jax.jit(lambda variables: module.apply(variables, codes, jnp.ones(codes.shape[:2], bool)))
+    assert np.allclose(run(variables), run(grown), atol=1e-4) == norm_qk
+
+
 def test_the_decoder_never_reads_padding():
     module, variables = _decoder()
     codes, _ = _codes_and_keep()
