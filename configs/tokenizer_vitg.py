@@ -33,9 +33,12 @@ def get_config(arg: str = "v5p-128") -> ConfigDict:
 
 
 def _phase(steps: int, *, quantize: bool) -> ConfigDict:
-    phase = twemoji.tokenizer_phase(steps, quantize=quantize)  # rho, lambda: published
+    phase = twemoji.tokenizer_phase(steps, quantize=quantize)  # rho: published
     phase.batch_size = BATCH
     phase.accumulate = 1
+    phase.share_over = "image"  # published
+    phase.share_weight = 2.0  # published
+    phase.pixel_weight = 2.0  # ours
     phase.entropy_weight = 0.0  # published: no such term
     phase.commitment = 1.0  # borrowed (BEiT-2)
     # Borrowed (BEiT-2, 4M): AdamW (0.9, 0.99), clip 1.0. Learning rate and decay: BEiT-2's.

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from . import common, models
 
 # Steps of stage zero, of stage one on random patches, without and with quantization, of stage two.
-STEPS = {"quick": (500, 300, 400, 700, 1600), "full": (700, 400, 700, 1500, 5000)}
+STEPS = {"quick": (500, 300, 400, 700, 1600), "full": (700, 400, 700, 2000, 6000)}
 BUT_SELECTOR = ("merger", "quantizer", "decoder", "pixel_head")
 TOKENIZER_MODULES = ("selector", *BUT_SELECTOR)
 
@@ -72,6 +72,9 @@ def get_config(arg: str = "quick") -> ConfigDict:
             "optimizer": common.optimizer(2e-3, b2=0.95, weight_decay=0.05, warmup=60),
         },
     }
+    if size == "full":
+        config.model.quantizer.codes = 2048
+    config.log.sample_every = 400
     return config
 
 
@@ -87,7 +90,10 @@ def tokenizer_phase(steps: int, *, quantize: bool) -> ConfigDict:
             # Straight-through Gumbel; "greedy" with a frozen selector, "random" without one.
             "selection": "sample",
             "kept_share": 1 / 3,  # rho
-            "share_weight": 2.0,  # lambda
+            # "image" is the paper: every picture is drawn to that share. "batch" (ours) draws
+            # their mean to it, so that pictures may differ in length.
+            "share_over": "batch",
+            "share_weight": 3.0,  # lambda; 2 is the paper's
             # Ours (0 is the paper): makes decisions certain within a few hundred steps, so that
             # greedy decisions keep the share that sampled ones were trained for, and so that the
             # codebook starts on features that stay.
@@ -95,7 +101,7 @@ def tokenizer_phase(steps: int, *, quantize: bool) -> ConfigDict:
             # 1 is borrowed (BEiT-2); in so few steps it draws features together until half of the
             # codes are gone.
             "commitment": 0.25,
-            "pixel_weight": 2.0,  # of the one-pass pixel head
+            "pixel_weight": 4.0,  # of the one-pass pixel head
             # Share of the pixel head's gradient that goes on to the codes. The paper's tokenizer
             # learns from features alone (0); so small a one learns sooner from pixels too (ours).
             "pixel_gradient": 1.0,

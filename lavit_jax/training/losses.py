@@ -53,9 +53,19 @@ def alikeness(x_BND: Float[Array, "B N D"]) -> Float[Array, ""]:
     return (moment_DD * moment_DD).sum()
 
 
-def share_penalty(keep_BN: Float[Array, "B N"], target: float) -> Float[Array, ""]:
-    """(rho - mean_i M_i)^2 of each image, averaged.  Paper: Eq. 4, second term."""
-    return ((target - keep_BN.mean(axis=1)) ** 2).mean()
+def share_penalty(
+    keep_BN: Float[Array, "B N"], target: float, over: str = "image"
+) -> Float[Array, ""]:
+    """(rho - mean_i M_i)^2.  Paper: Eq. 4, second term.
+
+    Args:
+      keep_BN: decisions.
+      target: rho.
+      over: "image": of each image, averaged. "batch": of the whole batch, so that images may keep
+        more or less than others (ours).
+    """
+    share_B = keep_BN.mean(axis=1)
+    return ((target - (share_B.mean() if over == "batch" else share_B)) ** 2).mean()
 
 
 def masked_mean(values: Array, weights: Array) -> Float[Array, ""]:

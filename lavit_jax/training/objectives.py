@@ -26,6 +26,7 @@ Function = Callable[[Array], Array]
 # Straight-through Gumbel for a selector that learns, its likelier decision once it is frozen, and
 # any patches while there is no selector worth asking.
 SELECTIONS = ("sample", "greedy", "random")
+SHARES = ("image", "batch")  # what the kept share is a share of
 
 
 class Outcome(NamedTuple):
@@ -98,6 +99,7 @@ class TokenizerPhase:
     quantize: bool
     selection: str
     kept_share: float
+    share_over: str
     share_weight: float
     entropy_weight: float
     commitment: float
@@ -108,6 +110,8 @@ class TokenizerPhase:
     def __post_init__(self) -> None:
         if self.selection not in SELECTIONS:
             raise ValueError(f"selection must be one of {SELECTIONS}, got {self.selection!r}")
+        if self.share_over not in SHARES:
+            raise ValueError(f"share_over must be one of {SHARES}, got {self.share_over!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +138,7 @@ class Tokenizer:
         commitment = losses.masked_mean(((z - nearest) ** 2).sum(axis=-1), valid)
         x_rec = decode(quantizer.straight_through(z, nearest) if phase.quantize else z)
         cosine = losses.cosine_distance(x, x_rec)
-        share = losses.share_penalty(decided, phase.kept_share)
+        share = losses.share_penalty(decided, phase.kept_share, phase.share_over)
         pictures = lavit.paint(m, params, _slow_gradient(x_rec, phase.pixel_gradient))
         pixel = _pixel_loss(pictures, batch["images"])
         loss = cosine + phase.pixel_weight * pixel
@@ -374,6 +378,7 @@ def make_objective(modules: Modules, phase: Mapping[str, Any]) -> Objective:
                 "quantize",
                 "selection",
                 "kept_share",
+                "share_over",
                 "share_weight",
                 "entropy_weight",
                 "commitment",

@@ -179,6 +179,17 @@ def abstract_state(
     )
 
 
+def keep_compiled(place: Storage) -> None:
+    """Compiled programs are kept in the work directory, so that going on does not compile again.
+
+    Where JAX was told of another place (JAX_COMPILATION_CACHE_DIR) they go there.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = place.checkpoints.parent / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
 def train(
     config: ConfigDict, workdir: str | os.PathLike[str], started: float | None = None
 ) -> None:
@@ -196,6 +207,7 @@ def train(
 
     jax.config.update("jax_threefry_partitionable", True)
     place = storage.to_write(workdir)
+    keep_compiled(place)
     try:
         fit(start(config, place, started))
     finally:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lavit_jax.errors import UserError
-from lavit_jax.training.objectives import MODULES, READS, SELECTIONS
+from lavit_jax.training.objectives import MODULES, READS, SELECTIONS, SHARES
 
 FIELDS = ("objective", "steps", "batch_size", "modules", "optimizer")
 TINY, HUGE = 1e-12, 1e12
@@ -117,13 +117,12 @@ def _check(name: str, phase: Mapping[str, Any]) -> None:
 
 
 def _check_tokenizer(where: str, phase: Mapping[str, Any]) -> None:
-    _require(where, phase, (*TOKENIZER, "selection", "quantize"))
+    _require(where, phase, (*TOKENIZER, "share_over", "selection", "quantize"))
     for field, (least, most) in TOKENIZER.items():
         check_number(f"{where}.{field}", phase[field], least, most)
-    if phase["selection"] not in SELECTIONS:
-        raise UserError(
-            f"{where}.selection must be one of {SELECTIONS}, got {phase['selection']!r}"
-        )
+    for field, known in (("selection", SELECTIONS), ("share_over", SHARES)):
+        if phase[field] not in known:
+            raise UserError(f"{where}.{field} must be one of {known}, got {phase[field]!r}")
     if "selector" in phase["modules"] and phase["selection"] != "sample":
         raise UserError(
             f"{where}: a selector that learns needs selection='sample', "

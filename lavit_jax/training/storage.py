@@ -23,7 +23,7 @@ from etils import epath
 from lavit_jax.errors import UserError
 
 SCHEMES = ("gs://", "s3://")
-NOT_MIRRORED = ("checkpoints", "data")
+NOT_MIRRORED = ("checkpoints", "compiled", "data")
 
 
 def is_bucket(place: Any) -> bool:

@@ -12,9 +12,10 @@ def test_cosine_distance_is_zero_for_scaled_copies_and_two_for_opposites():
     assert losses.cosine_distance(x, -x) == pytest.approx(2.0, abs=1e-6)
 
 
-def test_share_penalty_is_taken_per_image_not_over_the_batch():
+@pytest.mark.parametrize(("over", "penalty"), [("image", 0.25), ("batch", 0.0)])
+def test_share_penalty_is_taken_per_image_or_over_the_batch(over, penalty):
     keep = jnp.array([[1.0, 1.0], [0.0, 0.0]])
-    assert losses.share_penalty(keep, 0.5) == pytest.approx(0.25)
+    assert losses.share_penalty(keep, 0.5, over) == pytest.approx(penalty)
 
 
 def test_next_token_agrees_with_softmax_cross_entropy():

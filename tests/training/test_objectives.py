@@ -143,6 +143,7 @@ def tokenizer_phase(**fields):
         quantize=False,
         selection="sample",
         kept_share=1 / 3,
+        share_over="image",
         share_weight=2.0,
         entropy_weight=0.1,
         commitment=1.0,

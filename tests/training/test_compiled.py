@@ -1,0 +1,29 @@
+import shutil
+
+from small_run import UNSEEN, run_apart
+
+ARGUMENTS = (
+    *UNSEEN,
+    "--config.schedule=encoder",
+    "--config.phases.encoder.steps=4",
+    "--config.checkpoint.every=2",
+)
+
+
+def test_going_on_compiles_nothing_that_was_compiled_before(tmp_path, monkeypatch):
+    for name in (
+        "JAX_COMPILATION_CACHE_DIR",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES",
+    ):
+        monkeypatch.delenv(name, raising=False)
+
+    def steps():
+        return {path.name for path in (tmp_path / "compiled").glob("jit_step*-cache")}
+
+    assert run_apart(tmp_path, *ARGUMENTS) == 0
+    before = steps()
+    assert before
+    shutil.rmtree(tmp_path / "checkpoints" / "4")
+    assert run_apart(tmp_path, *ARGUMENTS) == 0
+    assert steps() == before
