@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -77,13 +79,13 @@ class Cost:
         return Cost(total("flops"), total("bytes"), total("seconds"), total("kernels"), counts)
 
 
-def build(program: Program, mesh: Mesh) -> Any:
+def build(program: Program, mesh: Mesh, options: Mapping[str, Any] | None = None) -> Any:
     """Compiles for the mesh's devices, which need not be here."""
     with placed(mesh):
         lowered = jax.jit(
             program.function, donate_argnums=program.donate, out_shardings=program.out_shardings
         ).lower(*program.args)
-        return lowered.compile()
+        return lowered.compile(compiler_options=dict(options or {}))
 
 
 def memory(compiled: Any) -> Memory:
@@ -96,9 +98,14 @@ def memory(compiled: Any) -> Memory:
     )
 
 
-def cost(compiled: Any, mesh: Mesh) -> Cost:
-    """What a compiled program does."""
-    analysis, text = compiled.cost_analysis(), compiled.as_text()
+def cost(program: Program, mesh: Mesh) -> Cost:
+    """What a program does, once it is compiled."""
+    compiled = build(program, mesh)
+    analysis = compiled.cost_analysis()
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError:  # libtpu 0.0.52 cannot read gathers it runs asynchronously
+        text = _written(program, mesh)
     return Cost(
         flops=analysis.get("flops", 0.0),
         bytes=analysis.get("bytes accessed", 0.0),
@@ -106,6 +113,14 @@ def cost(compiled: Any, mesh: Mesh) -> Cost:
         kernels=float(text.count(f'custom_call_target="{KERNEL}"')),
         sent=collectives.read(text, mesh.size, mesh.shape["slice"]),
     )
+
+
+def _written(program: Program, mesh: Mesh) -> str:
+    """The optimised program as the compiler itself writes it down; compiles once more."""
+    with tempfile.TemporaryDirectory() as folder:
+        build(program, mesh, {"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        (path,) = Path(folder).glob("*.after_optimizations.txt")
+        return path.read_text()
 
 
 def shard_bytes(tree: Any) -> int:

@@ -131,7 +131,7 @@ def cost(job: Job) -> Cost:
 
     def measured(depths: Mapping[str, int]) -> Cost:
         modules = lavit.build_modules(straight(job.modules.config, depths))
-        return compiled.cost(compiled.build(job.make(modules), job.mesh), job.mesh)
+        return compiled.cost(job.make(modules), job.mesh)
 
     ones = dict.fromkeys(job.stacks, 1)
     one = measured(ones)
