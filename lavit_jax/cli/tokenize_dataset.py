@@ -24,7 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=directory,
         metavar="DIR",
-        help="work directory of the run with the tokenizer; also gs://BUCKET/FOLDER",
+        help="work directory of the run with the tokenizer, or a folder of `lavit convert`; also "
+        "gs://BUCKET/FOLDER",
+    )
+    parser.add_argument(
+        "--max-kept",
+        type=int,
+        metavar="N",
+        help="most patches kept of an image (default: the checkpoint's); has to be that of the "
+        "training that reads the ids, model.selector.max_kept",
     )
     add_json(parser)
     parser.set_defaults(resumes=True)
@@ -43,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
             args.destination,
             args.checkpoint,
             lambda text: print(text, file=sys.stderr),
+            max_kept=args.max_kept,
         )
     if args.json:
         print_json({"ids": args.destination, **index})

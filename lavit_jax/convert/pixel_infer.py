@@ -125,6 +125,16 @@ def _typed(make: Any, where: Path, **fields: Any) -> Any:
         raise UserError(f"{where}: {error}") from error
 
 
+def _number(settings: Settings, name: str, default: Any, where: Path, least: int = 0) -> Any:
+    """A number of the default's kind; whole ones do for others too."""
+    value = settings.get(name, default)
+    kinds = (int,) if isinstance(default, int) else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or value < least:
+        kind = "a whole number" if kinds == (int,) else "a number"
+        raise UserError(f"{where}: {name} is {value!r}, expected {kind} of at least {least}")
+    return value
+
+
 def unet(settings: Settings, where: Path) -> UNetConfig:
     """From `unet/config.json`.
 
@@ -233,17 +243,18 @@ def noise(settings: Settings, where: Path) -> NoiseConfig:
       UserError: a schedule that is not implemented.
     """
     _refuse_unused(settings, NOISE_UNUSED, where)
-    clip = settings.get("clip_sample_range", 1.0) if settings.get("clip_sample", True) else 0.0
+    clipped = settings.get("clip_sample", True)
+    clip = _number(settings, "clip_sample_range", 1.0, where) if clipped else 0.0
     return _typed(
         NoiseConfig,
         where,
-        steps=settings.get("num_train_timesteps", 1000),
-        beta_start=settings.get("beta_start", 0.0001),
-        beta_end=settings.get("beta_end", 0.02),
+        steps=_number(settings, "num_train_timesteps", 1000, where, least=1),
+        beta_start=_number(settings, "beta_start", 0.0001, where),
+        beta_end=_number(settings, "beta_end", 0.02, where),
         beta_schedule=settings.get("beta_schedule", "linear"),
         prediction=settings.get("prediction_type", "epsilon"),
         spacing=settings.get("timestep_spacing", "leading"),
-        offset=settings.get("steps_offset", 0),
+        offset=_number(settings, "steps_offset", 0, where),
         final_alpha_one=settings.get("set_alpha_to_one", True),
         zero_snr=settings.get("rescale_betas_zero_snr", False),
         clip=clip,

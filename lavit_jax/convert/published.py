@@ -77,10 +77,13 @@ def parts_of(
     """Those of the known parts whose folders exist.
 
     Raises:
-      FileNotFoundError: no such directory, or none of its folders is a published one.
+      FileNotFoundError: no such directory, none of its folders is a published one, or it lacks
+        the one that was named for the language model.
     """
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such folder")
+    if llm_dir not in (LLM_DIR, PLAIN_LLM_DIR) and not (directory / llm_dir).is_dir():
+        raise FileNotFoundError(f"{directory}: no {llm_dir}/ in it")
     folders = {part: part for part in known} | {LANGUAGE: llm_dir}
     found = tuple(part for part in known if (directory / folders[part]).is_dir())
     if not found:

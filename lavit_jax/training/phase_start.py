@@ -77,7 +77,7 @@ def batches(run: Run, phase: Phase, current: TrainState, interruption: Interrupt
     cache = visual_cache.load_or_build(run, current, interruption)
     stamp = None
     if run.config.data.sources:
-        stamp = visual_cache.full_stamp(run.config, current, run.mesh)
+        stamp = visual_cache.full_stamp(run.modules.config, current, run.mesh)
     return pipeline.unified_batches(
         run.config, run.data_dir, run.text, cache, batch_size, seed, stamp=stamp
     )

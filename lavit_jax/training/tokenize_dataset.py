@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from jax.experimental import multihost_utils
 
+from lavit_jax.convert import load, published, record
+from lavit_jax.convert.published import Published
 from lavit_jax.data import images as image_data
 from lavit_jax.data import prepared, stored_ids
 from lavit_jax.data.prepare.store import WORK, Store
@@ -29,15 +31,18 @@ from lavit_jax.data.prepare.tasks import WRITER
 from lavit_jax.data.stored_ids import Stamp, Tokens
 from lavit_jax.errors import UserError
 from lavit_jax.models import lavit
+from lavit_jax.models.lavit import Modules
+from lavit_jax.models.quantizer import Codebook
 from lavit_jax.parallel import rules
 from lavit_jax.parallel.mesh import make_mesh
-from lavit_jax.training import visual_cache
+from lavit_jax.training import storage, visual_cache
 from lavit_jax.training.restore import Restored, restore
 
 PLAN = f"{WORK}/plan.json"
 BATCH_PER_DEVICE = 64
 THREADS = max(1, (os.cpu_count() or 2) - 1)
 AHEAD = 2  # stacks read ahead
+MAX_BAD_SHARE = 0.01  # where no run's config says another
 NOTHING = Tokens(np.zeros(0, np.uint16), np.zeros(0, np.uint8))  # of text alone
 
 Record = dict[str, Any]
@@ -57,16 +62,60 @@ class _Shard:
         return f"{WORK}/{self.name}.json"
 
 
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """A trained or converted tokenizer.
+
+    Attributes:
+      modules: of its sizes.
+      params: of those modules.
+      codebook: its codes.
+      max_bad_share: of the images it is shown.
+    """
+
+    modules: Modules
+    params: Mapping[str, Any]
+    codebook: Codebook
+    max_bad_share: float
+
+
+def _open(checkpoint: Path | str, max_kept: int | None) -> _Model:
+    """The tokenizer of a work directory or of a folder of `lavit convert`."""
+    folder, share = storage.folder(checkpoint), MAX_BAD_SHARE
+    found: Restored | Published
+    if (folder / record.FILE).exists():
+        found = load.load_converted(folder, parts=[published.VISUAL])
+        config = found.config
+    else:
+        found = restore(checkpoint)
+        config, share = found.modules.config, found.config.data.max_bad_share
+    if found.codebook is None:
+        raise UserError(f"{checkpoint}: its visual tokenizer has no codebook")
+    if max_kept is not None:
+        if not 1 <= max_kept <= config.patches:
+            raise UserError(f"--max-kept must lie in 1..{config.patches}, got {max_kept}")
+        few = dataclasses.replace(config.selector, max_kept=max_kept)
+        config = dataclasses.replace(config, selector=few)
+    return _Model(lavit.build_modules(config), found.params, found.codebook, share)
+
+
 def tokenize_dataset(
-    source: str, destination: str, checkpoint: Path | str, say: Say = lambda _: None
+    source: str,
+    destination: str,
+    checkpoint: Path | str,
+    say: Say = lambda _: None,
+    *,
+    max_kept: int | None = None,
 ) -> dict[str, Any]:
     """Tokenizes every image of a prepared data set, or what is left of it.
 
     Args:
       source: the prepared data set.
       destination: folder or URL.
-      checkpoint: work directory of the run whose newest tokenizer is used.
+      checkpoint: work directory of the run whose newest tokenizer is used, or a folder of
+        `lavit convert`.
       say: told how far it is.
+      max_kept: L_max, the most patches kept per image; None is the checkpoint's own.
 
     Returns:
       The index.
@@ -75,16 +124,16 @@ def tokenize_dataset(
       UserError: no such data set or checkpoint, or a destination with ids of another tokenizer or
         data set.
     """
-    model = restore(checkpoint)
-    data = model.config.data
-    stamp = visual_cache.full_stamp(model.config, model, make_mesh())
-    images = prepared.examples(source, model.modules.config.encoder.image_size, data.max_bad_share)
+    model = _open(checkpoint, max_kept)
+    config = model.modules.config
+    stamp = visual_cache.full_stamp(config, model, make_mesh())
+    images = prepared.examples(source, config.encoder.image_size, model.max_bad_share)
     shards = _shards(prepared.read_index(source))
     store = Store(destination)
     plan: dict[str, Any] = {
         "job": {"source": os.fspath(source)},
         "stamp": dataclasses.asdict(stamp),
-        "patches": model.modules.config.patches,
+        "patches": config.patches,
         "examples": len(images),
     }
     done = store.read_json(prepared.INDEX)
@@ -152,7 +201,7 @@ class _Tokenizer:
       size: side of an image.
     """
 
-    def __init__(self, model: Restored) -> None:
+    def __init__(self, model: _Model) -> None:
         modules = model.modules
         devices = jax.local_devices()
         mesh = make_mesh(devices=devices)

@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from lavit_jax.data import pipeline, prepared
 from lavit_jax.data.stored_ids import Stamp
 from lavit_jax.data.visual_ids import VisualIdCache, VisualIds
 from lavit_jax.models import lavit
+from lavit_jax.models.config import LavitConfig
+from lavit_jax.models.quantizer import Codebook
 from lavit_jax.parallel import feed, rules
 from lavit_jax.training.interruption import Interruption
 from lavit_jax.training.state import TrainState
 
 if TYPE_CHECKING:
-    from lavit_jax.training.restore import Restored
     from lavit_jax.training.run import Run
 
 BATCH = 64
 TOKENIZER = ("encoder", "selector", "merger", "quantizer")
 
 
-def stamp(model: TrainState | Restored, mesh: Mesh) -> str:
+class Model(Protocol):
+    """Weights of a tokenizer, whatever else comes with them."""
+
+    @property
+    def params(self) -> Mapping[str, Any]: ...
+
+    @property
+    def codebook(self) -> Codebook: ...
+
+
+def stamp(model: Model, mesh: Mesh) -> str:
     """A hash of the weights that decide ids; a cache made by others is not used."""
     digest = hashlib.sha256()
     tree = ({name: model.params[name] for name in TOKENIZER}, model.codebook.codes_KC)
@@ -35,12 +46,12 @@ def stamp(model: TrainState | Restored, mesh: Mesh) -> str:
     return digest.hexdigest()
 
 
-def full_stamp(config: ConfigDict, model: TrainState | Restored, mesh: Mesh) -> Stamp:
+def full_stamp(config: LavitConfig, model: Model, mesh: Mesh) -> Stamp:
     """What the visual ids of a model's tokenizer are stored with."""
-    size = config.model.image_size
+    size = config.encoder.image_size
     seen = f"whole image, {size} x {size}, Pillow bicubic, JPEG no larger than needed"
-    weights = stamp(model, mesh)
-    return Stamp(weights, seen, f"greedy, at most {config.model.selector.max_kept or 'all'}")
+    chosen = f"greedy, at most {config.max_kept}, {config.merger.attention} merger"
+    return Stamp(stamp(model, mesh), seen, chosen)
 
 
 def load_or_build(run: Run, current: TrainState, interruption: Interruption) -> VisualIds:
@@ -54,7 +65,7 @@ def load_or_build(run: Run, current: TrainState, interruption: Interruption) -> 
         return VisualIdCache(np.zeros((0, 0), np.uint16), np.zeros((0, 0), np.uint8))
     if data.visual_ids:
         examples = prepared.read_index(data.dataset)["examples"]
-        full = full_stamp(run.config, current, run.mesh)
+        full = full_stamp(run.modules.config, current, run.mesh)
         return pipeline.load_ids(run.config, data.visual_ids, full, examples)
     path, wanted = run.workdir / "visual_ids.npz", stamp(current, run.mesh)
     if path.exists():

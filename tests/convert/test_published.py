@@ -129,6 +129,8 @@ def test_the_instruction_tuned_language_model_is_another_folder(tmp_path, states
     (folder / "language_model").rename(folder / "language_model_sft")
     assert "llm" not in load_published(folder).params
     assert "llm" in load_published(folder, llm_dir="language_model_sft").params
+    with pytest.raises(FileNotFoundError, match="no language_model_v3/ in it"):
+        load_published(folder, llm_dir="language_model_v3")
 
 
 def test_a_tied_head_is_the_embedding(tmp_path, states):

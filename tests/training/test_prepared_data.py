@@ -2,12 +2,14 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from lavit_jax.cli.main import main
+from lavit_jax.convert.convert import convert
 from lavit_jax.data import stored_ids
 from lavit_jax.data.prepared import Prepared
 from lavit_jax.errors import UserError
@@ -18,6 +20,7 @@ from lavit_jax.training.restore import restore
 from shards import write_tar
 from tiny import mini_config
 
+GOLDENS = Path(__file__).parents[1] / "goldens" / "lavit-mini"
 STEPS = 2
 SIZES = ("small", "large", "round", "flat", "bright", "dark")
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "orange")
@@ -88,6 +91,19 @@ def test_a_prepared_data_set_is_trained_on_and_tokenized_for_stage_two(
         (tokens,) = model.tokenize([decoded])
         np.testing.assert_array_equal(stored[place].codes_L, tokens.ids)
         np.testing.assert_array_equal(stored[place].keep_N, tokens.keep)
+
+    # Another budget of patches makes other ids, and a converted tokenizer does too.
+    fewer = job.tokenize_dataset(data, str(tmp_path / "fewer"), workdir, max_kept=2)
+    assert fewer["stamp"]["selection"].startswith("greedy, at most 2,")
+    cut = stored_ids.StoredIds(str(tmp_path / "fewer"), stored_ids.Stamp(**fewer["stamp"]), 96)
+    assert {len(cut[place].codes_L) for place in range(96)} <= {1, 2}
+    convert(GOLDENS, tmp_path / "converted")
+    published = job.tokenize_dataset(
+        data, str(tmp_path / "published"), tmp_path / "converted", max_kept=9
+    )
+    assert published["stamp"]["selection"] == "greedy, at most 9, published merger"
+    with pytest.raises(UserError, match=r"--max-kept must lie in 1..16, got 17"):
+        job.tokenize_dataset(data, str(tmp_path / "more"), workdir, max_kept=17)
 
     assert main(train) == 0
     records = read_metrics(tmp_path / "work" / "metrics.jsonl")
