@@ -16,6 +16,8 @@ plan() { # NAME CONFIG TOPOLOGY SLICES [MORE...]
 
 for topology in v5p-128 v5e-256 v6e-256 v4-128; do
   plan "unified-$topology" "configs/unified_7b.py:$topology" "$topology" 1 --phase unified
+done
+for topology in v5p-128 v5e-256 v6e-256 v4-128; do
   plan "generation-$topology" "configs/unified_7b.py:$topology" "$topology" 1 \
     --phase prefill --phase decode
   plan "tokenizer-$topology" "configs/tokenizer_vitg.py:$topology" "$topology" 1

@@ -95,6 +95,7 @@ def run() -> ConfigDict:
                 "sample_every": 200,  # steps between sample pictures and captions; 0 for none
             },
             "evaluation": {  # at the end of `lavit quickstart`
+                "minutes": 15,  # that the report holds the whole run's against
                 "most": 0,  # pictures of each split; 0 is all
                 "train_captions": 256,  # training pictures whose captions are compared
                 # One likeliest drawing of each prompt; `lavit draw` samples varied ones instead.

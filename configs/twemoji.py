@@ -1,7 +1,7 @@
 """All of LaVIT on 4,009 drawn pictures, on two CPU cores.
 
 `configs/twemoji.py` is the quickstart, laid out for a quarter of an hour; `configs/twemoji.py:full`
-trains the same model, with four times the codes, more than twice as long. A schedule may follow, as
+trains the same model, with twice the codes, three times as long. A schedule may follow, as
 in `configs/twemoji.py:quick,selector_first`: one of the two orders of stage one that the paper's
 maintainer tells (`common.SCHEDULES`).
 """
@@ -74,6 +74,7 @@ def get_config(arg: str = "quick") -> ConfigDict:
     }
     if size == "full":
         config.model.quantizer.codes = 2048
+        config.evaluation.minutes = 60
     config.log.sample_every = 400
     return config
 

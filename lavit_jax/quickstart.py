@@ -86,7 +86,7 @@ def run(workdir: Path, spec: str, overrides: Sequence[str] = ()) -> Path:
             ReportData(
                 title=f"LaVIT from nothing: {config.name}",
                 metrics=metrics,
-                bars=twemoji_bars(_kept_share(config)),
+                bars=twemoji_bars(_kept_share(config), config.evaluation.minutes),
                 records=records,
                 code_counts_K=found.code_counts_K,
                 galleries=shown,

@@ -52,14 +52,15 @@ class Bar:
         return "" if self.low is None else f"at least {self.low:g}"
 
 
-def twemoji_bars(kept_share: float = 1 / 3) -> tuple[Bar, ...]:
+def twemoji_bars(kept_share: float = 1 / 3, minutes: float = 15) -> tuple[Bar, ...]:
     """The quickstart's bars.
 
     Args:
       kept_share: the share of patches the selector is trained to keep (rho).
+      minutes: that the config is laid out for.
     """
     return (
-        Bar("minutes", "Minutes, first run", high=15, note="all stages, after installation"),
+        Bar("minutes", "Minutes, first run", high=minutes, note="all stages, after installation"),
         Bar("peak_rss_gb", "Memory, GB", high=6, note="largest resident size"),
         Bar("cosine_loss", "Cosine loss", high=0.25, note="features from ids, unseen pictures"),
         Bar("codebook_in_use", "Codes in use", low=0.5, note="share of the codebook"),
