@@ -50,10 +50,10 @@ def data() -> ConfigDict:
             "visual_ids": "",  # of the data set, a folder of `lavit tokenize-dataset`; or made here
             "text_drop": 0.1,  # [text, image] without its text, for guidance (ours)
             "mixture": {  # shares of examples in the unified phase
-                "image_text": 0.40,
-                "text_image": 0.45,
+                "image_text": 0.45,
+                "text_image": 0.42,
                 "text": 0.03,
-                "question": 0.12,
+                "question": 0.10,
             },
             # Several sources in the unified phase instead of one: name -> see `data/streams.py`.
             "sources": {},
@@ -98,9 +98,10 @@ def run() -> ConfigDict:
                 "minutes": 15,  # that the report holds the whole run's against
                 "most": 0,  # pictures of each split; 0 is all
                 "train_captions": 256,  # training pictures whose captions are compared
-                # One likeliest drawing of each prompt; `lavit draw` samples varied ones instead.
+                # Drawings: of each prompt the one of so many whose words are likeliest.
+                "best_of": 16,
                 "guidance": 1.5,
-                "temperature": 0.0,
+                "temperature": 1.0,
             },
             "mesh": {  # devices along each axis; -1: what the others leave
                 "slice": 1,  # TPU slices; a copy of the model on each

@@ -22,6 +22,7 @@ def get_config(arg: str = "together") -> ConfigDict:
     config.log.sample_every = 50
     config.evaluation.most = 16
     config.evaluation.train_captions = 8
+    config.evaluation.best_of = 2
     config.phases = {
         name: {**config.phases[name], "steps": steps, "batch_size": batch_size}
         for name, steps, batch_size in (

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from . import common, models
 
 # Steps of stage zero, of stage one on random patches, without and with quantization, of stage two.
-STEPS = {"quick": (500, 300, 400, 700, 1600), "full": (700, 400, 700, 2000, 6000)}
+STEPS = {"quick": (500, 300, 400, 600, 1600), "full": (700, 400, 700, 2000, 6000)}
 BUT_SELECTOR = ("merger", "quantizer", "decoder", "pixel_head")
 TOKENIZER_MODULES = ("selector", *BUT_SELECTOR)
 
@@ -74,8 +74,8 @@ def get_config(arg: str = "quick") -> ConfigDict:
     }
     if size == "full":
         config.model.quantizer.codes = 2048
-        config.evaluation.minutes = 60
-    config.log.sample_every = 400
+        config.evaluation.update({"minutes": 60, "best_of": 32})
+    config.log.sample_every = 1000
     return config
 
 

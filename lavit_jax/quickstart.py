@@ -66,6 +66,7 @@ def run(workdir: Path, spec: str, overrides: Sequence[str] = ()) -> Path:
             *splits,
             train_captions=config.evaluation.train_captions,
             drawing={
+                "best_of": config.evaluation.best_of,
                 "guidance": config.evaluation.guidance,
                 "temperature": config.evaluation.temperature,
             },
