@@ -40,6 +40,8 @@ def copy_of(workdir: Path, last: int, target: Path) -> Path:
     for entry in workdir.iterdir():
         if entry.name == "data":
             (target / "data").symlink_to(entry.resolve())
+        elif entry.name == "compiled":  # by launches before this one, as in a real run
+            shutil.copytree(entry, target / "compiled")
         elif entry.is_file():
             shutil.copy(entry, target)
     lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)

@@ -1,7 +1,7 @@
 """The language model's training step alone, planned: Llama 2 7B with its own 32,000 words, rows of
 2,048 tokens, AdamW in float32, parameters split over all chips.
 
-    python benchmarks/plan_lm.py --topology v5p-128 --remat full --chunks 8
+    python -m benchmarks.plan_lm --topology v5p-128 --remat full --chunks 8
 
 This is what docs/pods.md holds against MaxText's step of the same model, which has no vision
 modules. Needs libtpu, no TPU.

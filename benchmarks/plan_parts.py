@@ -1,7 +1,7 @@
-"""The whole step of stage two against its parts: frozen encoder, the language model's merger and the
-language model, each planned alone on the same chips and shapes.
+"""The whole step of stage two against its parts: frozen encoder, the language model's merger and
+the language model, each planned alone on the same chips and shapes.
 
-    python benchmarks/plan_parts.py --config configs/unified_7b.py:v5p-128 --topology v5p-128 \
+    python -m benchmarks.plan_parts --config configs/unified_7b.py:v5p-128 --topology v5p-128 \
         --whole workdir/plans/unified-v5p-128.json
 
 Prints the flops of each chip, and how many times their sum the whole step takes. Needs libtpu, no

@@ -98,7 +98,8 @@ def run() -> ConfigDict:
                 "minutes": 15,  # that the report holds the whole run's against
                 "most": 0,  # pictures of each split; 0 is all
                 "train_captions": 256,  # training pictures whose captions are compared
-                # Drawings: of each prompt the one of so many whose words are likeliest.
+                # Drawings: of each prompt the one of so many whose words are likeliest; at
+                # temperature 0 all of them would be equal.
                 "best_of": 16,
                 "guidance": 1.5,
                 "temperature": 1.0,

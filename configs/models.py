@@ -17,7 +17,7 @@ def mini() -> ConfigDict:
             "selector": {"max_kept": 0},
             "merger": {"depth": 1, "heads": 2, "mlp_ratio": 2.0, "attention": "clean"},
             "quantizer": {"codes": 64, "code_dim": 8, "decay": 0.95},
-            "decoder": {"depth": 1, "heads": 2, "mlp_ratio": 2.0},
+            "decoder": {"depth": 1, "heads": 2, "mlp_ratio": 2.0, "norm_qk": False},
             "pixel_head": {"width": 32, "depth": 1, "heads": 2, "mlp_ratio": 2.0},
             "text_tower": {"width": 32, "depth": 1, "heads": 2, "mlp_ratio": 2.0, "length": 24},
             "llm": {
@@ -98,6 +98,7 @@ def vitg_llama7b() -> ConfigDict:
             },
             "quantizer": {"codes": 16384, "code_dim": 32, "decay": 0.99},
             "decoder": {
+                "norm_qk": False,
                 "depth": 12,
                 "heads": 16,
                 "mlp_ratio": 4.3637,

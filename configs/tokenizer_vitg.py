@@ -39,6 +39,7 @@ def _phase(steps: int, *, quantize: bool) -> ConfigDict:
     phase.share_over = "image"  # published
     phase.share_weight = 2.0  # published
     phase.pixel_weight = 2.0  # ours
+    phase.pixel_gradient = 0.0  # published: codes learn from features alone
     phase.entropy_weight = 0.0  # published: no such term
     phase.commitment = 1.0  # borrowed (BEiT-2)
     # Borrowed (BEiT-2, 4M): AdamW (0.9, 0.99), clip 1.0. Learning rate and decay: BEiT-2's.

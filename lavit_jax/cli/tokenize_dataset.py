@@ -34,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="most patches kept of an image (default: the checkpoint's); has to be that of the "
         "training that reads the ids, model.selector.max_kept",
     )
+    parser.add_argument(
+        "--attention",
+        choices=("published", "clean"),
+        help="form of the merger's attention (default: the checkpoint's; converted ones have the "
+        "published one); has to be that training's model.merger.attention",
+    )
     add_json(parser)
     parser.set_defaults(resumes=True)
 
@@ -52,6 +58,7 @@ def run(args: argparse.Namespace) -> None:
             args.checkpoint,
             lambda text: print(text, file=sys.stderr),
             max_kept=args.max_kept,
+            attention=args.attention,
         )
     if args.json:
         print_json({"ids": args.destination, **index})

@@ -129,7 +129,7 @@ def _number(settings: Settings, name: str, default: Any, where: Path, least: int
     """A number of the default's kind; whole ones do for others too."""
     value = settings.get(name, default)
     kinds = (int,) if isinstance(default, int) else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or value < least:
+    if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
         kind = "a whole number" if kinds == (int,) else "a number"
         raise UserError(f"{where}: {name} is {value!r}, expected {kind} of at least {least}")
     return value

@@ -85,7 +85,7 @@ def build(program: Program, mesh: Mesh, options: Mapping[str, Any] | None = None
         lowered = jax.jit(
             program.function, donate_argnums=program.donate, out_shardings=program.out_shardings
         ).lower(*program.args)
-        return lowered.compile(compiler_options=dict(options or {}))
+        return lowered.compile(compiler_options=dict(options) if options else None)
 
 
 def memory(compiled: Any) -> Memory:
@@ -119,8 +119,10 @@ def _written(program: Program, mesh: Mesh) -> str:
     """The optimised program as the compiler itself writes it down; compiles once more."""
     with tempfile.TemporaryDirectory() as folder:
         build(program, mesh, {"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
-        (path,) = Path(folder).glob("*.after_optimizations.txt")
-        return path.read_text()
+        found = list(Path(folder).glob("*.after_optimizations.txt"))
+        if len(found) != 1:  # the compiler did not run, or not once
+            raise RuntimeError(f"expected one program in {folder}, found {len(found)}")
+        return found[0].read_text()
 
 
 def shard_bytes(tree: Any) -> int:

@@ -31,6 +31,7 @@ COUNTS = (  # field, least
     ("log.sample_every", 0),
     ("evaluation.most", 0),
     ("evaluation.train_captions", 1),
+    ("evaluation.best_of", 1),
 )
 SHARES = ("data.canonical_share", "data.text_drop", "data.max_bad_share")
 
@@ -48,7 +49,7 @@ def check_config(config: ConfigDict) -> tuple[Phase, ...]:
         check_count(f"config.{field}", _get(config, field), least)
     for field in SHARES:
         check_number(f"config.{field}", _get(config, field), 0.0, 1.0)
-    for field in ("health.spike", "health.hang_seconds"):
+    for field in ("health.spike", "health.hang_seconds", "evaluation.minutes"):
         check_number(f"config.{field}", _get(config, field), 0.0, HUGE)
     _get(config, "checkpoint.keep_best")
     datasets.check(config)

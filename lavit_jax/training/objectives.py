@@ -362,7 +362,7 @@ def make_objective(modules: Modules, phase: Mapping[str, Any]) -> Objective:
     """The objective a phase's config names.
 
     Raises:
-      ValueError: unknown objective or selection.
+      ValueError: unknown objective, selection or share.
     """
     kind = phase["objective"]
     if kind == "contrastive":
@@ -378,7 +378,6 @@ def make_objective(modules: Modules, phase: Mapping[str, Any]) -> Objective:
                 "quantize",
                 "selection",
                 "kept_share",
-                "share_over",
                 "share_weight",
                 "entropy_weight",
                 "commitment",
@@ -387,5 +386,6 @@ def make_objective(modules: Modules, phase: Mapping[str, Any]) -> Objective:
             )
         }
         trained = "selector" in phase["modules"]
-        return Tokenizer(modules, TokenizerPhase(**fields, train_selector=trained))
+        over = phase.get("share_over", SHARES[0])
+        return Tokenizer(modules, TokenizerPhase(**fields, share_over=over, train_selector=trained))
     raise ValueError(f"objective must be one of {sorted(READS)}, got {kind!r}")

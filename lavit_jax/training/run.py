@@ -33,7 +33,7 @@ from lavit_jax.training.storage import Storage
 MADE_BY_CONFIG = ("text.model", "visual_ids.npz")
 # Groups of the config that change nothing of what is learned, the mesh but for rounding: they may
 # differ between launches.
-FREE = ("checkpoint", "log", "health", "mesh")
+FREE = ("checkpoint", "evaluation", "log", "health", "mesh")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +184,7 @@ def keep_compiled(place: Storage) -> None:
 
     Where JAX was told of another place (JAX_COMPILATION_CACHE_DIR) they go there.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = place.checkpoints.parent / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -117,12 +117,14 @@ def _check(name: str, phase: Mapping[str, Any]) -> None:
 
 
 def _check_tokenizer(where: str, phase: Mapping[str, Any]) -> None:
-    _require(where, phase, (*TOKENIZER, "share_over", "selection", "quantize"))
+    _require(where, phase, (*TOKENIZER, "selection", "quantize"))
     for field, (least, most) in TOKENIZER.items():
         check_number(f"{where}.{field}", phase[field], least, most)
-    for field, known in (("selection", SELECTIONS), ("share_over", SHARES)):
-        if phase[field] not in known:
-            raise UserError(f"{where}.{field} must be one of {known}, got {phase[field]!r}")
+    choices = {"selection": SELECTIONS, "share_over": SHARES}
+    for field, known in choices.items():
+        value = phase.get(field, known[0])
+        if value not in known:
+            raise UserError(f"{where}.{field} must be one of {known}, got {value!r}")
     if "selector" in phase["modules"] and phase["selection"] != "sample":
         raise UserError(
             f"{where}: a selector that learns needs selection='sample', "

@@ -19,6 +19,7 @@ import optax
 from ml_collections import ConfigDict
 
 from lavit_jax.errors import UserError
+from lavit_jax.models.config import LavitConfig
 from lavit_jax.training import weights
 from lavit_jax.training.schedule import Phase
 from lavit_jax.training.state import TrainState
@@ -127,12 +128,24 @@ def modules(
         if not wanted:
             break
         stored = weights.read(source, wanted, run.mesh)
+        if "decoder" in wanted and "decoder" in stored.params:
+            _check_decoder(run, stored.sizes, source)
         for name in wanted:
             if name in stored.params:
                 found.params[name] = None  # what is placed need not be held twice
                 params[name] = _placed(name, stored.params.pop(name), fresh[name], source)
         found = Weights(found.params, found.codebook or stored.codebook)
     return params, found
+
+
+def _check_decoder(run: Run, theirs: LavitConfig | None, source: str) -> None:
+    """Refuses a decoder of the other form: no shape tells them apart, but what they make differs."""
+    ours = run.modules.config.decoder.norm_qk
+    if theirs is not None and theirs.decoder.norm_qk != ours:
+        raise UserError(
+            f"{source}: its decoder has norm_qk={theirs.decoder.norm_qk}, but "
+            f"config.model.decoder.norm_qk is {ours}"
+        )
 
 
 def _placed(name: str, stored: Any, fresh: Any, source: str) -> Any:

@@ -96,9 +96,9 @@ def to_read(workdir: str | os.PathLike[str]) -> Storage:
     return in_bucket(str(workdir), reading=True) if is_bucket(workdir) else on_disk(Path(workdir))
 
 
-def folder(place: str) -> Any:
+def folder(place: str | os.PathLike[str]) -> Any:
     """A directory, here or in a bucket, as a path."""
-    return _remote(place) if is_bucket(place) else Path(place)
+    return _remote(str(place)) if is_bucket(place) else Path(place)
 
 
 def _remote(url: str) -> epath.Path:

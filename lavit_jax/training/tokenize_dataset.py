@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from jax.experimental import multihost_utils
@@ -79,12 +80,13 @@ class _Model:
     max_bad_share: float
 
 
-def _open(checkpoint: Path | str, max_kept: int | None) -> _Model:
+def _open(checkpoint: Path | str, max_kept: int | None, attention: str | None) -> _Model:
     """The tokenizer of a work directory or of a folder of `lavit convert`."""
     folder, share = storage.folder(checkpoint), MAX_BAD_SHARE
     found: Restored | Published
     if (folder / record.FILE).exists():
-        found = load.load_converted(folder, parts=[published.VISUAL])
+        # As training will hold them, so that the stamp is that of training.
+        found = load.load_converted(folder, parts=[published.VISUAL], dtype=jnp.float32)
         config = found.config
     else:
         found = restore(checkpoint)
@@ -96,6 +98,9 @@ def _open(checkpoint: Path | str, max_kept: int | None) -> _Model:
             raise UserError(f"--max-kept must lie in 1..{config.patches}, got {max_kept}")
         few = dataclasses.replace(config.selector, max_kept=max_kept)
         config = dataclasses.replace(config, selector=few)
+    if attention is not None:
+        form = dataclasses.replace(config.merger, attention=attention)
+        config = dataclasses.replace(config, merger=form)
     return _Model(lavit.build_modules(config), found.params, found.codebook, share)
 
 
@@ -106,6 +111,7 @@ def tokenize_dataset(
     say: Say = lambda _: None,
     *,
     max_kept: int | None = None,
+    attention: str | None = None,
 ) -> dict[str, Any]:
     """Tokenizes every image of a prepared data set, or what is left of it.
 
@@ -116,6 +122,7 @@ def tokenize_dataset(
         `lavit convert`.
       say: told how far it is.
       max_kept: L_max, the most patches kept per image; None is the checkpoint's own.
+      attention: the merger's form, "published" or "clean"; None is the checkpoint's own.
 
     Returns:
       The index.
@@ -124,7 +131,7 @@ def tokenize_dataset(
       UserError: no such data set or checkpoint, or a destination with ids of another tokenizer or
         data set.
     """
-    model = _open(checkpoint, max_kept)
+    model = _open(checkpoint, max_kept, attention)
     config = model.modules.config
     stamp = visual_cache.full_stamp(config, model, make_mesh())
     images = prepared.examples(source, config.encoder.image_size, model.max_bad_share)
@@ -256,9 +263,9 @@ def _stacks(
     """Keys and pixels of a shard's examples, read by threads while devices work."""
 
     def read(place: int) -> tuple[str, np.ndarray | None]:
-        record = images[place]
-        picture = record["image"]
-        return record["key"], None if picture is None else image_data.resize(picture, size)
+        example = images[place]
+        picture = example["image"]
+        return example["key"], None if picture is None else image_data.resize(picture, size)
 
     places = range(shard.first, shard.first + shard.count)
     with futures.ThreadPoolExecutor(THREADS) as pool:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from lavit_jax.convert import load, published, record
 from lavit_jax.errors import UserError
+from lavit_jax.models.config import LavitConfig
 from lavit_jax.models.quantizer import Codebook
 from lavit_jax.training import storage
 
@@ -17,10 +18,11 @@ KNOWN = (published.VISUAL, published.LANGUAGE, "pixel_decoding")
 
 
 class Weights(NamedTuple):
-    """Parameters by module, and the codebook where there is one."""
+    """Parameters by module, the codebook where there is one, and the sizes they are of."""
 
     params: dict[str, Any]
     codebook: Codebook | None
+    sizes: LavitConfig | None = None
 
 
 def check(source: str) -> None:
@@ -50,7 +52,8 @@ def read(source: str, names: Collection[str], mesh: Mesh) -> Weights:
         parts = [part for part, modules in stored.items() if set(names) & set(modules)]
         return _of(load.load_converted(folder, mesh, parts)) if parts else Weights({}, None)
     if storage.is_bucket(source) or (folder / "checkpoints").is_dir():
-        return _of(restore(source, mesh))
+        found = restore(source, mesh)
+        return Weights(dict(found.params), found.codebook, found.modules.config)
     try:
         parts = list(published.parts_of(Path(source), known=KNOWN))
     except FileNotFoundError as error:
@@ -63,8 +66,8 @@ def read(source: str, names: Collection[str], mesh: Mesh) -> Weights:
     return _of(published.load_published(Path(source), parts))
 
 
-def _of(found: Any) -> Weights:
-    return Weights(dict(found.params), found.codebook)
+def _of(found: published.Published) -> Weights:
+    return Weights(dict(found.params), found.codebook, found.config)
 
 
 def text_model(source: str) -> bytes | None:

@@ -1,5 +1,7 @@
 import shutil
 
+import pytest
+
 from small_run import UNSEEN, run_apart
 
 ARGUMENTS = (
@@ -10,6 +12,7 @@ ARGUMENTS = (
 )
 
 
+@pytest.mark.subprocess
 def test_going_on_compiles_nothing_that_was_compiled_before(tmp_path, monkeypatch):
     for name in (
         "JAX_COMPILATION_CACHE_DIR",

@@ -205,3 +205,8 @@ def test_a_source_of_other_sizes_is_told(quickstart, data_dir, tmp_path):
     config = pixel_config(f"--config.start_from={quickstart}", "--config.model.decoder.depth=2")
     with pytest.raises(UserError, match=r"decoder\[.*has shape .* but this config makes"):
         train(config, tmp_path)
+    config = pixel_config(
+        f"--config.start_from={quickstart}", "--config.model.decoder.norm_qk=True"
+    )
+    with pytest.raises(UserError, match="its decoder has norm_qk=False, but"):
+        train(config, tmp_path)

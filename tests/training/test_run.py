@@ -78,6 +78,8 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         ("phases.unified.batch_size=0", r"phases\.unified\.batch_size"),
         ("phases.unified.batch_size=12", "divide over 8 devices"),
         ("phases.select.selection=best", r"phases\.select\.selection must be one of"),
+        ("phases.select.share_over=best", r"phases\.select\.share_over must be one of"),
+        ("evaluation.best_of=0", r"evaluation\.best_of must be a whole number of at least 1"),
         ("phases.select.selection=greedy", "a selector that learns needs selection='sample'"),
         ("phases.select.kept_share=1.5", r"phases\.select\.kept_share must be a number in"),
         ("phases.select.optimizer.b2=2.0", r"phases\.select\.optimizer\.b2"),
