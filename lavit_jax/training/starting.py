@@ -139,7 +139,7 @@ def modules(
 
 
 def _check_decoder(run: Run, theirs: LavitConfig | None, source: str) -> None:
-    """Refuses a decoder of the other form: no shape tells them apart, but what they make differs."""
+    """Refuses a decoder of the other form: what it makes differs, its shapes do not."""
     ours = run.modules.config.decoder.norm_qk
     if theirs is not None and theirs.decoder.norm_qk != ours:
         raise UserError(

@@ -91,7 +91,9 @@ def test_a_convolution_becomes_a_kernel_over_flat_patches():
     image = rng.normal(size=(1, 8, 8, 3)).astype(np.float32)
     ours = np.asarray(patchify(image, 4)) @ form.split(weight)[0]
     tile = image[0, 4:, :4].transpose(2, 0, 1)  # row 1, column 0: patch 2
-    np.testing.assert_allclose(ours[0, 2], (weight * tile).sum(axis=(1, 2, 3)), rtol=1e-4)
+    np.testing.assert_allclose(
+        ours[0, 2], (weight * tile).sum(axis=(1, 2, 3)), rtol=1e-4, atol=1e-5
+    )
 
 
 sizes = st.integers(1, 4)
