@@ -13,7 +13,7 @@ ARGUMENTS = (
 
 
 @pytest.mark.subprocess
-def test_going_on_compiles_nothing_that_was_compiled_before(tmp_path, monkeypatch):
+def test_going_on_asks_for_the_step_programs_that_were_kept(tmp_path, monkeypatch):
     for name in (
         "JAX_COMPILATION_CACHE_DIR",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
