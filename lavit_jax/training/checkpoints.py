@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging as python_logging
 import os
+import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +29,8 @@ Abstract = Callable[[Position], Any]
 PhaseOf = Callable[[int], str]
 
 COMMIT_POLL_SECONDS = 0.05
+DISCARD_SECONDS = 10.0  # how long writers of a save that failed may go on
+UNFINISHED = "*.orbax-checkpoint-tmp*"
 
 
 class Saved(NamedTuple):
@@ -164,9 +169,24 @@ class Checkpoints:
         except Exception as error:
             self._settled.set()
             self._check_directory()
+            _hush_writers()
+            self._discard_unfinished()
             whole = saved_steps(self.directory)[-1:]
             left = f"; step {whole[0]} is the newest that is whole" if whole else ""
             raise UserError(f"cannot save to {self.directory}: {_cause(error)}{left}") from error
+
+    def _discard_unfinished(self) -> None:
+        """Takes away what a save that failed has written; its room may be what is wanting."""
+        if not isinstance(self.directory, Path):
+            return
+        until = time.monotonic() + DISCARD_SECONDS
+        while left := list(self.directory.glob(UNFINISHED)):
+            for folder in left:
+                # Orbax gives up at the first error, while others of its threads still write.
+                shutil.rmtree(folder, ignore_errors=True)
+            if time.monotonic() > until:
+                return  # the next launch does it
+            time.sleep(COMMIT_POLL_SECONDS)
 
     def _sum(self, step: int) -> None:
         """Waits until a save is complete, then stores this process's part of its checksums."""
@@ -314,6 +334,17 @@ def _restore(manager: ocp.CheckpointManager, step: int, abstract: Abstract) -> S
         step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract(position)))
     )
     return Saved(step, restored["state"], position)
+
+
+def _hush_writers() -> None:
+    """What threads of a failed save still raise was told once; orbax leaves the rest unheard."""
+    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
+    sys.unraisablehook = _unraisable
+
+
+def _unraisable(told: sys.UnraisableHookArgs) -> None:
+    if str(told.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(told)
 
 
 def _tell(line: str) -> None:

@@ -1,4 +1,8 @@
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -183,3 +187,36 @@ def test_a_full_disk_is_one_clear_error_and_the_newest_checkpoint_stays(tmp_path
         checkpoints.save(20, _state(20.0), {"step": 20})
         checkpoints.wait()
     assert read_latest(tmp_path / "c", _abstract).step == 10
+
+
+FULL_DISK = """
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from lavit_jax.errors import UserError
+from lavit_jax.training.checkpoints import Checkpoints
+from lavit_jax.training.retention import Policy
+from small_run import nearly_full_disk
+
+checkpoints = Checkpoints(Path(sys.argv[1]), Policy(1))
+arrays = {str(n): np.random.default_rng(n).random(20_000) for n in range(50)}
+with nearly_full_disk(10_000):
+    try:
+        checkpoints.save(10, arrays, {"step": 10})
+        checkpoints.wait()
+    except UserError as error:
+        print(error)
+"""
+
+
+@pytest.mark.subprocess
+def test_a_full_disk_is_told_once_and_nothing_half_written_stays(tmp_path):
+    root = Path(__file__).parents[2]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(root), str(root / "tests")))}
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "c")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == f"cannot save to {tmp_path / 'c'}: File too large\n"
+    assert done.stderr == ""
+    assert not list((tmp_path / "c").iterdir())

@@ -154,6 +154,7 @@ def test_a_full_disk_ends_with_status_2_and_the_run_goes_on_once_there_is_room(
     told = capsys.readouterr().err.splitlines()
     assert f"cannot save to {workdir / 'checkpoints'}: File too large; step 21 is the" in told[-1]
     assert not any("Traceback" in line for line in told)
+    assert not list((workdir / "checkpoints").glob("22*"))
     assert main(argv) == 0
     assert read_metrics(workdir / "metrics.jsonl") == read_metrics(whole_run / "metrics.jsonl")
 
