@@ -187,24 +187,25 @@ def sdxl() -> ConfigDict:
 
 
 def twemoji_pixels() -> ConfigDict:
-    """Diffuses 64 px pictures as 16 x 16 patches of 4 x 4 pixels, without an autoencoder."""
+    """Diffuses 64 px pictures as 32 x 32 patches of 2 x 2 pixels, without an autoencoder."""
     return ConfigDict(
         {
             "size": 64,
-            "patch": 4,
+            "patch": 2,
             "guidance": 1.5,
             "sampling_steps": 20,
             "solver": "dpm++",
             "unet": {
-                "in_channels": 48,
-                "out_channels": 48,
-                "channels": (64, 96),
-                "layers": (1, 1),
-                "down_attention": (True, True),
-                "up_attention": (True, True),
-                "heads": (2, 3),
-                "depths": (1, 1),
+                "in_channels": 12,
+                "out_channels": 12,
+                "channels": (48, 96, 128),
+                "layers": (1, 1, 1),
+                "down_attention": (False, False, True),
+                "up_attention": (False, False, True),
+                "heads": (1, 3, 4),
+                "depths": (1, 1, 1),
                 "condition": 64,
+                "placed": True,
                 "groups": 8,
             },
             "noise": flat_colours(),
@@ -231,6 +232,7 @@ def mini_pixels() -> ConfigDict:
                 "heads": (1, 2),
                 "depths": (1, 1),
                 "condition": 16,
+                "placed": True,
                 "groups": 4,
             },
             "noise": flat_colours(),
@@ -239,11 +241,15 @@ def mini_pixels() -> ConfigDict:
 
 
 def flat_colours() -> ConfigDict:
-    """A schedule that ends in pure noise: only so can whole pictures come out white."""
+    """A schedule that ends in pure noise: only so can whole pictures come out white.
+
+    The U-Net predicts the picture: noise fills all directions of pixel space, and a small net that
+    has to predict it (or v) paints what it cannot (https://arxiv.org/abs/2511.13720).
+    """
     return ConfigDict(
         {
             "beta_schedule": "squaredcos_cap_v2",
-            "prediction": "v_prediction",
+            "prediction": "sample",
             "spacing": "trailing",
             "zero_snr": True,
             "clip": 1.0,

@@ -37,6 +37,8 @@ class UNetConfig:
       heads: attention heads of each level (diffusers calls this `attention_head_dim`).
       depths: transformer blocks in each attention of a level.
       condition: width of the condition the cross-attentions read.
+      placed: whether the condition is also laid beside the noisy picture, each token at its place
+        (ours: a small U-Net finds out too slowly by attention alone what belongs where).
       middle: "attention" (two residual blocks around one attention), "plain" (one residual
         block) or "none".
       in_channels: of the latents.
@@ -62,6 +64,7 @@ class UNetConfig:
     heads: tuple[int, ...]
     depths: tuple[int, ...]
     condition: int
+    placed: bool = False
     middle: str = "attention"
     in_channels: int = 4
     out_channels: int = 4

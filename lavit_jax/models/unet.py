@@ -68,6 +68,16 @@ def sinusoids(
     return jnp.pad(embedded, [(0, 0)] * numbers.ndim + [(0, width % 2)])
 
 
+def laid_out(tokens_BLF: Array, height: int, width: int) -> Float[Array, "B H W F"]:
+    """Tokens of a square of places as a map of another size."""
+    batch, count, features = tokens_BLF.shape
+    side = math.isqrt(count)
+    if side**2 != count:
+        raise ValueError(f"unet.placed needs a condition of a square of places, got {count} tokens")
+    grid = tokens_BLF.reshape(batch, side, side, features)
+    return jax.image.resize(grid, (batch, height, width, features), "nearest")
+
+
 class TimeMlp(nn.Module):
     """Linear, SiLU, Linear to the width of the embedded time."""
 
@@ -174,7 +184,10 @@ class UNet(nn.Module):
         dtype = c.compute_dtype
         time = self._time(time_B, condition)
         read = self._read(condition)
-        x = conv(c.channels[0], dtype, "in_conv")(latents_BHWC.astype(dtype))
+        x = latents_BHWC.astype(dtype)
+        if c.placed:
+            x = jnp.concatenate([x, laid_out(read[0], *x.shape[1:3])], axis=-1)
+        x = conv(c.channels[0], dtype, "in_conv")(x)
         skips = [x]
         for level, width in enumerate(c.channels):
             for i in range(c.layers[level]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,11 +12,15 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from lavit_jax.errors import UserError
 from lavit_jax.parallel import collectives
 from lavit_jax.parallel.collectives import Counts
 from lavit_jax.parallel.mesh import placed
 
 KERNEL = "tpu_custom_call"
+# How XLA:TPU says what does not fit.
+WANTED = re.compile(r"temporaries \((?P<number>[\d.]+)(?P<unit>[KMGT])\) exceeds available HBM")
+UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +93,23 @@ def build(program: Program, mesh: Mesh, options: Mapping[str, Any] | None = None
         return lowered.compile(compiler_options=dict(options) if options else None)
 
 
-def memory(compiled: Any) -> Memory:
-    """What a compiled program takes."""
-    analysis = compiled.memory_analysis()
+def memory(program: Program, mesh: Mesh) -> Memory:
+    """What a program takes; where the compiler gives up for want of memory, what it wanted.
+
+    Raises:
+      UserError: it gave up without a figure.
+    """
+    try:
+        analysis = build(program, mesh).memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        found = WANTED.search(str(error))
+        if found is None:
+            raise UserError(f"the compiler ran out of memory: {error}") from error
+        held = shard_bytes(program.args)
+        wanted = int(float(found["number"]) * 2 ** UNITS[found["unit"]])
+        return Memory(held, wanted, held + wanted)
     return Memory(
         analysis.argument_size_in_bytes,
         analysis.temp_size_in_bytes,

@@ -107,7 +107,7 @@ def plan(job: Job, topology: Topology, *, with_memory: bool = True) -> Plan:
     program = job.make(lavit.build_modules(looped(job.modules.config)))
     memory = None
     if with_memory:
-        memory = compiled.memory(compiled.build(program, job.mesh))
+        memory = compiled.memory(program, job.mesh)
     total = cost(job)
     kernel = job.workload.kernel_flops / topology.chips
     seconds, by = step_seconds(total, topology.chip, kernel)

@@ -16,7 +16,7 @@ from lavit_jax.parallel.topology import Topology
 from lavit_jax.planning import jobs
 from lavit_jax.planning.plan import Plan, looped, plan
 
-REMAT = ("full", "context", "projections", "attention", "most")
+REMAT = ("full", "context", "projections", "attention", "most", "none")
 ROWS_PER_CHIP = (1, 2, 4, 8)
 TENSOR = (1, 2, 4)
 SHOWN = 5
@@ -110,4 +110,4 @@ def search(
 def _with_memory(found: Plan) -> Plan:
     job = found.job
     program = job.make(lavit.build_modules(looped(job.modules.config)))
-    return dataclasses.replace(found, memory=compiled.memory(compiled.build(program, job.mesh)))
+    return dataclasses.replace(found, memory=compiled.memory(program, job.mesh))

@@ -116,6 +116,41 @@ def test_a_new_unet_predicts_zero():
     assert not np.any(predict(config, fresh, x, times, condition))
 
 
+PLACED = UNetConfig(
+    channels=(8,),
+    layers=(1,),
+    down_attention=(False,),
+    up_attention=(False,),
+    heads=(1,),
+    depths=(1,),
+    condition=3,
+    middle="none",
+    groups=4,
+    placed=True,
+)
+
+
+def placed(count):
+    x, tokens = jnp.ones((1, 8, 8, 4)), jnp.arange(3.0 * count).reshape(1, count, 3)
+    net, time = UNet(PLACED), jnp.zeros(1, jnp.int32)
+    params = nn.meta.unbox(net.init(jax.random.key(0), x, time, Condition(tokens)))["params"]
+    return params["in_conv"]["kernel"], tokens
+
+
+def test_placed_condition_tokens_lie_where_they_belong():
+    kernel, tokens = placed(16)
+    assert kernel.shape[2] == PLACED.in_channels + PLACED.condition
+    laid = unet.laid_out(tokens, 8, 12)
+    assert laid.shape == (1, 8, 12, 3)
+    for row, column in ((0, 0), (3, 7), (7, 11)):
+        np.testing.assert_array_equal(laid[0, row, column], tokens[0, row // 2 * 4 + column // 3])
+
+
+def test_placed_condition_tokens_that_are_no_square_are_told():
+    with pytest.raises(ValueError, match="square of places, got 15 tokens"):
+        placed(15)
+
+
 def test_recomputing_changes_no_gradient():
     import dataclasses
 

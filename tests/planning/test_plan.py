@@ -84,6 +84,36 @@ def test_a_plan_that_does_not_fit_says_what_would():
         plan.check_fits([held])
 
 
+EXHAUSTED = (
+    "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
+    "required for HLO temporaries (17.21G) exceeds available HBM (15.75G). HLO module: jit_step."
+)
+
+
+def test_a_compiler_that_gives_up_for_want_of_memory_is_a_plan_that_does_not_fit(monkeypatch):
+    def give_up(*args):
+        raise jax.errors.JaxRuntimeError(EXHAUSTED)
+
+    program = job("encoder").make(job("encoder").modules)
+    held = compiled.shard_bytes(program.args)
+    monkeypatch.setattr(compiled, "build", give_up)
+    found = compiled.memory(program, job("encoder").mesh)
+    assert found == Memory(held, int(17.21 * 2**30), held + int(17.21 * 2**30))
+
+
+@pytest.mark.parametrize(
+    ("says", "error"),
+    [("RESOURCE_EXHAUSTED: no figure", UserError), ("INTERNAL: bug", jax.errors.JaxRuntimeError)],
+)
+def test_a_compiler_that_fails_otherwise_is_told(says, error, monkeypatch):
+    def give_up(*args):
+        raise jax.errors.JaxRuntimeError(says)
+
+    monkeypatch.setattr(compiled, "build", give_up)
+    with pytest.raises(error, match=says):
+        compiled.memory(job("encoder").make(job("encoder").modules), job("encoder").mesh)
+
+
 def test_a_batch_that_does_not_divide_the_mesh_says_what_would_fit():
     wrong = config()
     wrong.phases.unified.batch_size = 12
