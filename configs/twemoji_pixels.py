@@ -26,12 +26,12 @@ def get_config(arg: str = "quick") -> ConfigDict:
     config.schedule = ("pixels",)
     if arg != "mini":
         config.model.pixels = models.twemoji_pixels()
-        phase = pixel_phase(1000, batch_size=32)
+        phase = pixel_phase(850, batch_size=32)
     else:
         config.model.pixels = models.mini_pixels()
         phase = pixel_phase(8, batch_size=8)
     phase.frozen = KEPT
-    phase.optimizer = common.optimizer(1e-3, b2=0.99, weight_decay=0.01, warmup=50)
+    phase.optimizer = common.optimizer(2e-3, b2=0.99, weight_decay=0.01, warmup=50)
     phase.optimizer.ema = 0.99  # the last hundred steps or so
     config.phases = {"pixels": phase}
     return config

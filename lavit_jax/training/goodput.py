@@ -46,6 +46,24 @@ class Goodput:
         finally:
             self.charge(before)
 
+    @contextlib.contextmanager
+    def waiting(self, what: str, idle: Callable[[], bool]) -> Iterator[None]:
+        """As `spending`, but only where the devices are idle afterwards: else they lost nothing.
+
+        Args:
+          what: time is lost to.
+          idle: whether the devices have nothing left to do.
+        """
+        around, begun = self.charge(what), self._since
+        try:
+            yield
+        finally:
+            self.charge(around)
+            if not idle():
+                spent = self._since - begun
+                self._seconds[what] -= spent
+                self._seconds[around] += spent
+
     def first_call(self, function: Callable[P, T], what: str) -> Callable[P, T]:
         """The function, with its first call charged to `what`: jax compiles in it."""
         called = False

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
+from jaxtyping import Array
 
 from lavit_jax.data.batches import Batches
 from lavit_jax.errors import UserError
@@ -83,6 +87,11 @@ def _policy(run: Run) -> Policy:
     return Policy(wanted.keep, wanted.keep_every, wanted.keep_best, ends)
 
 
+def _ready(metrics: Mapping[str, Array]) -> bool:
+    """Whether the step that these come from is done."""
+    return all(value.is_ready() for value in metrics.values())
+
+
 def _abstract(run: Run, place: Position) -> TrainState:
     return abstract_state(run.modules, run.phases, run.mesh, run.config.seed, place["step"])
 
@@ -120,6 +129,7 @@ class _Session:
         run, spending = self._run, self._goodput.spending
         step_fn = self._goodput.first_call(phase_start.compiled_step(run, phase), "compile")
         recorder = Recorder(run, phase, self._writer)
+        metrics: dict[str, Any] = {}
         while self._step < phase.end:
             if (back := self._before_spike(phase, recorder)) is not None:
                 current = self._rewind(back, recorder, data)
@@ -127,7 +137,7 @@ class _Session:
                 continue
             step = self._step + 1
             with spending("restart" if step <= self._known else goodput.STEPS):
-                with spending("input"):
+                with self._goodput.waiting("input", functools.partial(_ready, metrics)):
                     batch = feed.to_mesh(next(data), run.mesh)
                 current, metrics = step_fn(current, batch)
                 self._step = step

@@ -32,6 +32,17 @@ def test_every_second_goes_to_the_innermost_thing(time):
     assert goodput.share(seconds) == pytest.approx(9 / 15)
 
 
+@pytest.mark.parametrize(("idle", "lost"), [(True, 3), (False, 0)])
+def test_waiting_is_lost_only_where_the_devices_are_idle(time, idle, lost):
+    meter = Goodput(10.0, time)
+    with meter.spending("steps"):
+        time.now += 5
+        with meter.waiting("input", lambda: idle):
+            time.now += 3
+        time.now += 1
+    assert (meter.seconds()["input"], meter.seconds()["steps"]) == (lost, 9 - lost)
+
+
 def test_an_error_ends_what_it_fell_into(time):
     meter = Goodput(10.0, time)
     with pytest.raises(KeyError), meter.spending("checkpoint"):
