@@ -1,9 +1,11 @@
 """Tests run on the CPU, as eight virtual devices, and compile each program only once a session."""
 
 import atexit
+import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
@@ -48,11 +50,32 @@ CHECKED = (
 jaxtyping.install_import_hook(CHECKED, "shape_check.check")
 
 
+Make = Callable[[Path], object]
+
+
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Make], Path]:
+    """Gives a folder by name, made by whichever of the processes that run tests asks first."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def get(name: str, make: Make) -> Path:
+        folder = root / name
+        with open(root / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                aside = root / f"{name}.unfinished"
+                aside.mkdir()
+                make(aside)
+                aside.rename(folder)
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def data_dir(shared: Callable[[str, Make], Path]) -> Path:
     """The data set, prepared once for all tests."""
     from lavit_jax.data import twemoji
 
-    folder = tmp_path_factory.mktemp("data")
-    twemoji.prepare(folder)
-    return folder
+    return shared("twemoji", twemoji.prepare)

@@ -18,29 +18,40 @@ from random_params import random_params
 from small_run import OVERRIDES
 from tiny import mini_config
 
+Shared = Callable[[str, Callable[[Path], object]], Path]
+
 
 @pytest.fixture(scope="session")
-def new_workdir(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """Makes work directories whose data and text tokenizer are there already."""
-    model = tmp_path_factory.mktemp("text") / "text.model"
-    sentences = twemoji.sentences(twemoji.source("train", data_dir))
-    text.train_tokenizer(sentences, model, mini_config().data.text_vocab_size)
+def fill_workdir(data_dir: Path, shared: Shared) -> Callable[[Path], Path]:
+    """Puts the data and the text tokenizer into an empty work directory."""
 
-    def make() -> Path:
-        workdir = tmp_path_factory.mktemp("run")
+    def make_text(folder: Path) -> None:
+        sentences = twemoji.sentences(twemoji.source("train", data_dir))
+        size = mini_config().data.text_vocab_size
+        text.train_tokenizer(sentences, folder / "text.model", size)
+
+    model = shared("text", make_text) / "text.model"
+
+    def fill(workdir: Path) -> Path:
         (workdir / "data").symlink_to(data_dir)
         shutil.copy(model, workdir)
         return workdir
 
-    return make
+    return fill
 
 
 @pytest.fixture(scope="session")
-def whole_run(new_workdir: Callable[[], Path]) -> Path:
-    """The work directory of a run that nothing disturbed, on eight devices."""
-    workdir = new_workdir()
-    train(mini_config(*OVERRIDES), workdir)
-    return workdir
+def new_workdir(
+    fill_workdir: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], Path]:
+    """Makes work directories whose data and text tokenizer are there already."""
+    return lambda: fill_workdir(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="session")
+def whole_run(fill_workdir: Callable[[Path], Path], shared: Shared) -> Path:
+    """The work directory of a run that nothing disturbed, on eight devices; to be left as it is."""
+    return shared("whole_run", lambda folder: train(mini_config(*OVERRIDES), fill_workdir(folder)))
 
 
 @pytest.fixture(scope="session")
