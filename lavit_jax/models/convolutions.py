@@ -64,8 +64,8 @@ class GroupNorm(nn.Module):
             epsilon=self.eps,
             dtype=jnp.float32,
             use_fast_variance=False,
-            scale_init=layers.with_axes(nn.initializers.ones_init(), "embed"),
-            bias_init=layers.with_axes(nn.initializers.zeros_init(), "embed"),
+            scale_init=layers.with_axes(nn.initializers.ones_init(), "norm"),
+            bias_init=layers.with_axes(nn.initializers.zeros_init(), "norm"),
             name="norm",
         )
         return norm(x).astype(x.dtype)

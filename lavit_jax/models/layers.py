@@ -200,8 +200,8 @@ class LayerNorm(nn.Module):
             epsilon=self.eps,
             dtype=jnp.float32,
             use_fast_variance=False,
-            scale_init=with_axes(nn.initializers.ones_init(), "embed"),
-            bias_init=with_axes(nn.initializers.zeros_init(), "embed"),
+            scale_init=with_axes(nn.initializers.ones_init(), "norm"),
+            bias_init=with_axes(nn.initializers.zeros_init(), "norm"),
             name="norm",
         )
         return norm(x).astype(x.dtype)

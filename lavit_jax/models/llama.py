@@ -68,7 +68,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*S E"]) -> Float[Array, "*S E"]:
         scale = self.param(
-            "scale", layers.with_axes(nn.initializers.ones_init(), "embed"), (x.shape[-1],)
+            "scale", layers.with_axes(nn.initializers.ones_init(), "norm"), (x.shape[-1],)
         )
         return (layers.unit_rms(x, self.eps) * scale).astype(x.dtype)
 

@@ -23,6 +23,7 @@ def boxed(shape, *axes):
         ((10, 8), ("vocab", "embed"), ("tensor", "fsdp")),
         ((7, 16), ("embed", "mlp"), (None, "tensor")),  # 7 does not divide over 2
         ((8, 3), ("embed", None), ("fsdp", None)),
+        ((8,), ("norm",), (None,)),
     ],
 )
 def test_logical_axes_lie_where_the_table_says(shape, axes, spec):
