@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
         devices = place.devices()
         for name in wanted:
             if args.search and name not in jobs.PARTS:
-                fitting = search.search(config, name, place, devices, _say)
+                fitting = search.Search(config, name, place, devices, _say).run()
                 console.print(f"{name} on {place.title}, best first")
                 console.print(table.ranking(fitting))
                 found += fitting

@@ -84,32 +84,50 @@ class Cost:
         return Cost(total("flops"), total("bytes"), total("seconds"), total("kernels"), counts)
 
 
+class OutOfMemory(UserError):
+    """The compiler gave a program up.
+
+    Attributes:
+      temporary: bytes that it wanted beside the arguments; None where it does not say.
+    """
+
+    def __init__(self, told: str) -> None:
+        super().__init__(f"the compiler ran out of memory: {told.splitlines()[0]}")
+        found = WANTED.search(told)
+        self.temporary = found and int(float(found["number"]) * 2 ** UNITS[found["unit"]])
+
+
 def build(program: Program, mesh: Mesh, options: Mapping[str, Any] | None = None) -> Any:
-    """Compiles for the mesh's devices, which need not be here."""
+    """Compiles for the mesh's devices, which need not be here.
+
+    Raises:
+      OutOfMemory: the devices are too small.
+    """
     with placed(mesh):
         lowered = jax.jit(
             program.function, donate_argnums=program.donate, out_shardings=program.out_shardings
         ).lower(*program.args)
-        return lowered.compile(compiler_options=dict(options) if options else None)
+        try:
+            return lowered.compile(compiler_options=dict(options) if options else None)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise OutOfMemory(str(error)) from error
 
 
 def memory(program: Program, mesh: Mesh) -> Memory:
     """What a program takes; where the compiler gives up for want of memory, what it wanted.
 
     Raises:
-      UserError: it gave up without a figure.
+      OutOfMemory: it gave up without a figure.
     """
     try:
         analysis = build(program, mesh).memory_analysis()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except OutOfMemory as error:
+        if error.temporary is None:
             raise
-        found = WANTED.search(str(error))
-        if found is None:
-            raise UserError(f"the compiler ran out of memory: {error}") from error
         held = shard_bytes(program.args)
-        wanted = int(float(found["number"]) * 2 ** UNITS[found["unit"]])
-        return Memory(held, wanted, held + wanted)
+        return Memory(held, error.temporary, held + error.temporary)
     return Memory(
         analysis.argument_size_in_bytes,
         analysis.temp_size_in_bytes,

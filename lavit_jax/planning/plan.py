@@ -86,8 +86,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether it leaves `SPARE` of HBM free."""
-        limit = self.topology.chip.hbm_bytes * (1 - SPARE)
-        return self.memory is None or self.memory.peak <= limit
+        return self.memory is None or fits(self.memory, self.topology)
 
     @property
     def mfu(self) -> float:
@@ -104,10 +103,8 @@ class Plan:
 def plan(job: Job, topology: Topology, *, with_memory: bool = True) -> Plan:
     """Compiles a job and puts its plan together."""
     begun = time.monotonic()
-    program = job.make(lavit.build_modules(looped(job.modules.config)))
-    memory = None
-    if with_memory:
-        memory = compiled.memory(program, job.mesh)
+    program = _whole(job)
+    memory = compiled.memory(program, job.mesh) if with_memory else None
     total = cost(job)
     kernel = job.workload.kernel_flops / topology.chips
     seconds, by = step_seconds(total, topology.chip, kernel)
@@ -124,6 +121,21 @@ def plan(job: Job, topology: Topology, *, with_memory: bool = True) -> Plan:
         by,
         time.monotonic() - begun,
     )
+
+
+def _whole(job: Job) -> Program:
+    """The program that runs, its layers as loops."""
+    return job.make(lavit.build_modules(job.modules.config.rolled()))
+
+
+def memory_of(job: Job) -> Memory:
+    """What the whole program takes."""
+    return compiled.memory(_whole(job), job.mesh)
+
+
+def fits(memory: Memory, topology: Topology) -> bool:
+    """Whether it leaves `SPARE` of HBM free."""
+    return memory.peak <= topology.chip.hbm_bytes * (1 - SPARE)
 
 
 def cost(job: Job) -> Cost:
@@ -147,11 +159,6 @@ def cost(job: Job) -> Cost:
 def straight(config: LavitConfig, depths: Mapping[str, int]) -> LavitConfig:
     """A model of other depths whose layers stand in the program one after the other."""
     return _with(config, {name: {"depth": n, "unroll": n} for name, n in depths.items()})
-
-
-def looped(config: LavitConfig) -> LavitConfig:
-    """The model with its layers as loops."""
-    return config.rolled()
 
 
 def _with(config: LavitConfig, changes: Mapping[str, Mapping[str, Any]]) -> LavitConfig:

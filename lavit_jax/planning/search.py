@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from lavit_jax.errors import UserError
-from lavit_jax.models import lavit
-from lavit_jax.parallel import compiled
 from lavit_jax.parallel.topology import Topology
 from lavit_jax.planning import jobs
-from lavit_jax.planning.plan import Plan, looped, plan
+from lavit_jax.planning.plan import Plan, fits, memory_of, plan
 
-REMAT = ("full", "context", "projections", "attention", "most", "none")
-ROWS_PER_CHIP = (1, 2, 4, 8)
 TENSOR = (1, 2, 4)
+REMAT = ("full", "context", "projections", "attention", "most", "none")  # from least memory to most
+ROWS_PER_CHIP = (8, 4, 2, 1)
 SHOWN = 5
 
 
@@ -37,12 +34,6 @@ class Candidate:
     remat: str
 
 
-def candidates() -> Iterator[Candidate]:
-    """All settings, the likeliest first."""
-    for tensor, rows, remat in itertools.product(TENSOR, reversed(ROWS_PER_CHIP), REMAT):
-        yield Candidate(rows, tensor, remat)
-
-
 def apply(config: ConfigDict, name: str, found: Candidate, topology: Topology) -> ConfigDict:
     """The config with a candidate's settings."""
     changed = config.copy_and_resolve_references()
@@ -58,56 +49,87 @@ def apply(config: ConfigDict, name: str, found: Candidate, topology: Topology) -
     return changed
 
 
-def search(
-    config: ConfigDict,
-    name: str,
-    topology: Topology,
-    devices: Sequence[Any],
-    say: Callable[[str], None],
-    tried: Sequence[Candidate] | None = None,
-) -> list[Plan]:
-    """Plans every candidate's cost, then the memory of the best until `SHOWN` of them fit.
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """Plans of one phase in many settings.
 
-    Args:
+    Attributes:
       config: the experiment.
-      name: of a phase.
+      name: of the phase.
       topology: where.
       devices: its devices.
       say: told what is going on.
-      tried: candidates; by default all.
-
-    Returns:
-      Plans that fit, the most useful tokens (or images) a second first.
-
-    Raises:
-      UserError: nothing fits.
     """
-    ranked: list[tuple[float, Plan]] = []
-    for candidate in candidates() if tried is None else tried:
+
+    config: ConfigDict
+    name: str
+    topology: Topology
+    devices: Sequence[Any]
+    say: Callable[[str], None]
+
+    def run(
+        self,
+        rows: Sequence[int] = ROWS_PER_CHIP,
+        remat: Sequence[str] = REMAT,
+        tensor: Sequence[int] = TENSOR,
+    ) -> list[Plan]:
+        """The best of each remat policy, most rows that fit; then more tensor parallelism for it.
+
+        Few rows use a chip less well than many, so of each policy only the most that fit are
+        costed; and a policy that keeps more leaves room for no more rows than the one before.
+
+        Args:
+          rows: a chip, from most to least.
+          remat: policies, from least memory to most.
+          tensor: chips that share heads, MLP and vocabulary.
+
+        Returns:
+          The best plans that fit, the most useful tokens (or images) a second first.
+
+        Raises:
+          UserError: nothing fits.
+        """
+        made: list[Plan] = []
+        for parts in tensor:
+            if made:
+                best = max(made, key=_rate).job.settings
+                made += self._down((best["rows_per_chip"],), (best["remat"],), parts)
+            else:
+                made += self._down(rows, remat, parts)
+        if not made:
+            raise UserError(
+                f"{self.name} fits {self.topology.title} with none of the settings tried: more "
+                "chips would fit"
+            )
+        return sorted(made, key=_rate, reverse=True)[:SHOWN]
+
+    def _down(self, rows: Sequence[int], remat: Sequence[str], tensor: int) -> Iterator[Plan]:
+        left = list(rows)
+        for policy in remat:
+            found = None
+            while left and found is None:
+                found = self._planned(Candidate(left[0], tensor, policy))
+                if found is None:
+                    del left[0]
+            if found is not None:
+                yield found
+
+    def _planned(self, candidate: Candidate) -> Plan | None:
+        """The plan of a setting; None where it is impossible or does not fit."""
         try:
-            job = jobs.make_job(apply(config, name, candidate, topology), name, topology, devices)
+            changed = apply(self.config, self.name, candidate, self.topology)
+            job = jobs.make_job(changed, self.name, self.topology, self.devices)
+            memory = memory_of(job)
+            if not fits(memory, self.topology):
+                self.say(f"{candidate}: {memory.peak / 1e9:.1f} GB do not fit")
+                return None
+            made = dataclasses.replace(plan(job, self.topology, with_memory=False), memory=memory)
         except UserError as error:
-            say(f"{candidate}: {error}")
-            continue
-        found = plan(job, topology, with_memory=False)
-        rate = (job.workload.tokens or job.workload.images) / found.seconds
-        say(f"{candidate}: {found.seconds:.3f} s, MFU bound {found.mfu:.1%}")
-        ranked.append((rate, found))
-    fitting: list[Plan] = []
-    for _, found in sorted(ranked, key=lambda item: -item[0]):
-        whole = _with_memory(found)
-        if whole.fits:
-            fitting.append(whole)
-        if len(fitting) == SHOWN:
-            break
-    if not fitting:
-        raise UserError(
-            f"{name} fits {topology.title} with none of the settings tried: more chips would fit"
-        )
-    return fitting
+            self.say(f"{candidate}: {error}")
+            return None
+        self.say(f"{candidate}: {made.seconds:.3f} s, MFU bound {made.mfu:.1%}")
+        return made
 
 
-def _with_memory(found: Plan) -> Plan:
-    job = found.job
-    program = job.make(lavit.build_modules(looped(job.modules.config)))
-    return dataclasses.replace(found, memory=compiled.memory(program, job.mesh))
+def _rate(made: Plan) -> float:
+    return (made.job.workload.tokens or made.job.workload.images) / made.seconds

@@ -90,15 +90,22 @@ EXHAUSTED = (
 )
 
 
-def test_a_compiler_that_gives_up_for_want_of_memory_is_a_plan_that_does_not_fit(monkeypatch):
-    def give_up(*args):
-        raise jax.errors.JaxRuntimeError(EXHAUSTED)
+def failing(says, monkeypatch):
+    """A program, and a compiler that fails with it."""
 
-    program = job("encoder").make(job("encoder").modules)
-    held = compiled.shard_bytes(program.args)
-    monkeypatch.setattr(compiled, "build", give_up)
-    found = compiled.memory(program, job("encoder").mesh)
-    assert found == Memory(held, int(17.21 * 2**30), held + int(17.21 * 2**30))
+    def fail(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError(says)
+
+    whole = job("encoder")
+    program = whole.make(whole.modules)
+    monkeypatch.setattr(jax.stages.Lowered, "compile", fail)
+    return program, whole.mesh
+
+
+def test_a_compiler_that_gives_up_for_want_of_memory_is_a_plan_that_does_not_fit(monkeypatch):
+    program, mesh = failing(EXHAUSTED, monkeypatch)
+    held, wanted = compiled.shard_bytes(program.args), int(17.21 * 2**30)
+    assert compiled.memory(program, mesh) == Memory(held, wanted, held + wanted)
 
 
 @pytest.mark.parametrize(
@@ -106,12 +113,22 @@ def test_a_compiler_that_gives_up_for_want_of_memory_is_a_plan_that_does_not_fit
     [("RESOURCE_EXHAUSTED: no figure", UserError), ("INTERNAL: bug", jax.errors.JaxRuntimeError)],
 )
 def test_a_compiler_that_fails_otherwise_is_told(says, error, monkeypatch):
-    def give_up(*args):
-        raise jax.errors.JaxRuntimeError(says)
-
-    monkeypatch.setattr(compiled, "build", give_up)
     with pytest.raises(error, match=says):
-        compiled.memory(job("encoder").make(job("encoder").modules), job("encoder").mesh)
+        compiled.memory(*failing(says, monkeypatch))
+
+
+def searched(name, **tried):
+    told = []
+    search_ = search.Search(config(), name, EIGHT, jax.devices(), told.append)
+    return functools.partial(search_.run, **tried), told
+
+
+def test_a_search_passes_over_what_no_compiler_takes(monkeypatch):
+    failing(EXHAUSTED, monkeypatch)
+    run, told = searched("unified", rows=(2, 1), remat=("full",), tensor=(1,))
+    with pytest.raises(UserError, match="fits .* with none of the settings tried"):
+        run()
+    assert len(told) == 2 and all("GB do not fit" in line for line in told)
 
 
 def test_a_batch_that_does_not_divide_the_mesh_says_what_would_fit():
@@ -134,13 +151,32 @@ def test_an_unknown_phase_names_those_there_are():
 
 
 def test_a_search_ranks_what_fits_by_what_it_does_in_a_second():
-    tried = [search.Candidate(1, 1, "full"), search.Candidate(2, 2, "context")]
-    said = []
-    found = search.search(config(), "encoder", EIGHT, jax.devices(), said.append, tried)
-    rates = [plan_.job.workload.images / plan_.seconds for plan_ in found]
-    assert len(said) == len(found) == 2
+    run, told = searched("encoder", rows=(2,), remat=("full",), tensor=(1, 2))
+    found = run()
+    rates = [made.job.workload.images / made.seconds for made in found]
+    assert len(told) == len(found) == 2
     assert rates == sorted(rates, reverse=True)
-    assert {plan_.job.mesh.shape["tensor"] for plan_ in found} == {1, 2}
+    assert {made.job.mesh.shape["tensor"] for made in found} == {1, 2}
+
+
+def test_a_search_gives_each_policy_the_most_rows_that_fit(monkeypatch):
+    room = {"full": 8, "context": 8, "most": 2, "none": 0}
+    once = dataclasses.replace(planned("encoder"), seconds=1.0)
+
+    def memory(job):
+        fits = job.settings["rows_per_chip"] <= room[job.settings["remat"]]
+        return Memory(1, 1, 1 if fits else int(1e15))
+
+    def plan_of(job, topology, *, with_memory):
+        return dataclasses.replace(once, job=job, seconds=float(job.mesh.shape["tensor"]))
+
+    monkeypatch.setattr(search, "memory_of", memory)
+    monkeypatch.setattr(search, "plan", plan_of)
+    run, told = searched("unified", remat=tuple(room), tensor=(1, 2))
+    found = [(m.job.settings["rows_per_chip"], m.job.settings["remat"]) for m in run()]
+    assert found == [(8, "full"), (8, "context"), (8, "full"), (2, "most")]
+    # Besides those: 8 and 4 rows of "most", 2 and 1 of "none".
+    assert len(told) == 4 + 4
 
 
 def test_nine_tenths_of_packed_rows_are_useful_at_published_lengths():

@@ -13,7 +13,8 @@ ARGUMENTS = (
 
 
 @pytest.mark.subprocess
-def test_going_on_asks_for_the_step_programs_that_were_kept(tmp_path, monkeypatch):
+def test_going_on_asks_for_the_step_programs_that_were_kept(new_workdir, monkeypatch):
+    workdir = new_workdir()
     for name in (
         "JAX_COMPILATION_CACHE_DIR",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
@@ -22,11 +23,11 @@ def test_going_on_asks_for_the_step_programs_that_were_kept(tmp_path, monkeypatc
         monkeypatch.delenv(name, raising=False)
 
     def steps():
-        return {path.name for path in (tmp_path / "compiled").glob("jit_step*-cache")}
+        return {path.name for path in (workdir / "compiled").glob("jit_step*-cache")}
 
-    assert run_apart(tmp_path, *ARGUMENTS) == 0
+    assert run_apart(workdir, *ARGUMENTS) == 0
     before = steps()
     assert before
-    shutil.rmtree(tmp_path / "checkpoints" / "4")
-    assert run_apart(tmp_path, *ARGUMENTS) == 0
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    assert run_apart(workdir, *ARGUMENTS) == 0
     assert steps() == before
