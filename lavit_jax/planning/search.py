@@ -93,7 +93,7 @@ class Search:
         for parts in tensor:
             if made:
                 best = max(made, key=_rate).job.settings
-                made += self._down((best["rows_per_chip"],), (best["remat"],), parts)
+                made += self._down((int(best["rows_per_chip"]),), (best["remat"],), parts)
             else:
                 made += self._down(rows, remat, parts)
         if not made:
