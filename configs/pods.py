@@ -1,14 +1,35 @@
 """What the large experiments share: presets of TPU pods, and fields of long runs."""
 
+from typing import NamedTuple
+
 from ml_collections import ConfigDict
 
-# Slices of each preset. All of them split parameters and optimizer state over the chips of a slice
-# (`fsdp`) and copy them to each slice.
-PRESETS = {"v4-128": 1, "v5e-256": 1, "v5p-128": 1, "v6e-256": 1, "v5p-128x2": 2}
+
+class Pod(NamedTuple):
+    """How a preset's chips are arranged: what is not said here is `fsdp`, which splits parameters.
+
+    Attributes:
+      slices: copies that the data centre's network joins.
+      data: copies within a slice.
+    """
+
+    slices: int = 1
+    data: int = 1
 
 
-def slices(preset: str) -> int:
-    """Slices of a preset.
+# ViT-g's width, 1408, divides over 128 chips but not over 256, and what does not divide stays whole
+# on every chip: 8 GiB there.
+PRESETS = {
+    "v4-128": Pod(),
+    "v5e-256": Pod(data=2),
+    "v5p-128": Pod(),
+    "v6e-256": Pod(data=2),
+    "v5p-128x2": Pod(slices=2),
+}
+
+
+def pod(preset: str) -> Pod:
+    """A preset by name.
 
     Raises:
       ValueError: there is no such preset.
@@ -19,8 +40,9 @@ def slices(preset: str) -> int:
 
 
 def mesh(preset: str) -> ConfigDict:
-    """How a preset's chips are arranged."""
-    return ConfigDict({"slice": slices(preset), "data": 1, "fsdp": -1, "sequence": 1, "tensor": 1})
+    """The mesh of a preset."""
+    slices, data = pod(preset)
+    return ConfigDict({"slice": slices, "data": data, "fsdp": -1, "sequence": 1, "tensor": 1})
 
 
 def long_run() -> ConfigDict:

@@ -26,6 +26,7 @@ class Chip:
       axes: dimensions of the torus.
       numbered_by: what the number in a product name counts per chip.
       most: chips of the largest slice.
+      fused: whether the compiler has to be told that a chip's two cores are one device.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Chip:
     axes: int
     numbered_by: int
     most: int
+    fused: bool = False
 
     def usable(self, share: float = 1.0) -> float:
         """Bytes of memory, or a share of them."""
@@ -46,7 +48,7 @@ class Chip:
 # Peaks and memory as Google states them; rates of wires from the links of a chip (4.5e10 bytes each
 # way on v4 and v5e, 9e10 on v5p and v6e), of the network between slices from 4 or 8 chips a host.
 CHIPS: dict[str, Chip] = {
-    "v4": Chip("v4", 275e12, 32e9, 1.2e12, 2.7e11, 6.25e9, 3, 2, 4096),
+    "v4": Chip("v4", 275e12, 32e9, 1.2e12, 2.7e11, 6.25e9, 3, 2, 4096, fused=True),
     "v5e": Chip("v5e", 197e12, 16e9, 0.82e12, 1.8e11, 3.1e9, 2, 1, 256),
     "v5p": Chip("v5p", 459e12, 95e9, 2.77e12, 5.4e11, 6.25e9, 3, 2, 8192),
     "v6e": Chip("v6e", 918e12, 32e9, 1.64e12, 3.6e11, 12.5e9, 2, 1, 256),
@@ -99,7 +101,9 @@ class Topology:
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         from jax.experimental import topologies
 
-        more = {"num_slices": self.slices} if self.slices > 1 else {}
+        more: dict[str, Any] = {"num_slices": self.slices} if self.slices > 1 else {}
+        if self.chip.fused:
+            more["chip_config_name"] = "megacore"
         try:
             described = topologies.get_topology_desc(
                 platform="tpu", topology_name=self.libtpu_name, **more

@@ -1,6 +1,9 @@
 """Product names of TPU slices."""
 
+import types
+
 import pytest
+from jax.experimental import topologies
 
 from lavit_jax.errors import UserError
 from lavit_jax.parallel import topology
@@ -42,3 +45,19 @@ def test_slices_multiply_chips():
 def test_other_names_are_mistakes(name, message):
     with pytest.raises(UserError, match=message):
         topology.parse(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "slices", "expected"),
+    [("v4-128", 1, {"chip_config_name": "megacore"}), ("v5p-128", 2, {"num_slices": 2})],
+)
+def test_the_compiler_is_asked_for_one_device_a_chip(name, slices, expected, monkeypatch):
+    asked = []
+
+    def describe(*, platform, topology_name, **more):
+        asked.append(more)
+        return types.SimpleNamespace(devices=[])
+
+    monkeypatch.setattr(topologies, "get_topology_desc", describe)
+    topology.parse(name, slices).devices()
+    assert asked == [expected]

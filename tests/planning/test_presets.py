@@ -40,12 +40,12 @@ def small(name: str, preset: str):
     + [(name, "v5p-128x2") for name in LARGE[1:]],
 )
 def test_every_preset_lays_out_its_state(name, preset):
-    config, slices = small(name, preset), pods.slices(preset)
+    config, (slices, data) = small(name, preset), pods.pod(preset)
     topology = Topology(preset, CHIP, (2, 2, 2 // slices), slices)
     for phase in config.schedule:
         job = jobs.make_job(config, phase, topology, jax.devices())
         assert job.mesh.shape["slice"] == slices
-        assert job.mesh.shape["fsdp"] == 8 // slices
+        assert job.mesh.shape["fsdp"] == 8 // slices // data
         state = job.make(job.modules).args[0]
         split = [x for x in jax.tree.leaves(state.params) if not x.sharding.is_fully_replicated]
         assert sum(x.size for x in split) > 0.8 * sum(x.size for x in jax.tree.leaves(state.params))
