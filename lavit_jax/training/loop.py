@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jaxtyping import Array
 
 from lavit_jax.data.batches import Batches
 from lavit_jax.errors import UserError
@@ -87,7 +86,7 @@ def _policy(run: Run) -> Policy:
     return Policy(wanted.keep, wanted.keep_every, wanted.keep_best, ends)
 
 
-def _ready(metrics: Mapping[str, Array]) -> bool:
+def _ready(metrics: Mapping[str, Any]) -> bool:
     """Whether the step that these come from is done."""
     return all(value.is_ready() for value in metrics.values())
 
