@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Plans every preset of the large configs in full and writes the tables of docs/pods.md.
 # Needs libtpu, no TPU. A plan of stage two takes half an hour of one core and 3 GB of memory: all
-# of them take a night. Run again, it goes on where it was.
+# of them take a night. Run again, it goes on where it was: remove the folder when a config changes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-workdir/plans}
@@ -21,9 +21,12 @@ done
 for topology in v5p-128 v5e-256 v6e-256; do
   whole=$out/unified-$topology.json parts=$out/parts-$topology.txt
   if [[ -s $whole && ! -s $parts ]]; then
-    python -m benchmarks.plan_parts --config "configs/unified_7b.py:$topology" \
-      --topology "$topology" --whole "$whole" | tee "$parts.unfinished"
-    mv "$parts.unfinished" "$parts"
+    if python -m benchmarks.plan_parts --config "configs/unified_7b.py:$topology" \
+      --topology "$topology" --whole "$whole" | tee "$parts.unfinished"; then
+      mv "$parts.unfinished" "$parts"
+    else
+      echo "parts-$topology: failed" >&2
+    fi
   fi
 done
 for topology in v5p-128 v5e-256 v6e-256 v4-128; do

@@ -65,6 +65,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Make], Pa
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.exists():
                 aside = root / f"{name}.unfinished"
+                shutil.rmtree(aside, ignore_errors=True)  # of one that failed
                 aside.mkdir()
                 make(aside)
                 aside.rename(folder)

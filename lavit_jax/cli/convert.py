@@ -1,7 +1,8 @@
 """Convert a published PyTorch checkpoint, and back.
 
 SRC is a folder in the published layout, or a plain EVA-CLIP or Llama (a folder or a file); DST is
-made, and is complete or absent. With --reverse, SRC is a folder this command made.
+made, and is complete or absent. With --reverse, SRC is a folder this command made, and
+modules that a run has trained since may take the place of its own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ examples:
   lavit convert LaVIT-7B-v2 converted --part visual_tokenizer
   lavit convert Llama-2-7b-hf converted --codes 16384
   lavit convert converted LaVIT-back --reverse
+  lavit convert converted LaVIT-tuned --reverse --weights WORKDIR
 """
 
 # Written out, so that --help needs neither numpy nor jax.
@@ -68,6 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reverse", action="store_true", help="write a converted checkpoint back as it was"
     )
+    parser.add_argument(
+        "--weights",
+        metavar="WORKDIR",
+        help="with --reverse: write this run's modules instead of the same ones of SRC",
+    )
     add_json(parser)
 
 
@@ -77,8 +84,10 @@ def run(args: argparse.Namespace) -> None:
         from lavit_jax.convert.reverse import reverse
 
         with working(f"writing {args.dst}"):
-            report = reverse(args.src, args.dst, args.part, dtype=args.dtype)
+            report = reverse(args.src, args.dst, args.part, dtype=args.dtype, weights=args.weights)
     else:
+        if args.weights is not None:
+            raise UserError(f"--weights {args.weights} without --reverse: it is written back only")
         from lavit_jax.convert.convert import convert
 
         with working(f"converting {args.src}"):
@@ -116,6 +125,7 @@ def _print(report: Report, dst: Path) -> None:
         ("not in this release", report.absent),
         ("kept as it is", report.carried),
         ("weights no part reads, not kept", report.unread),
+        ("trained since", report.replaced),
     ):
         for name in names:
             print(f"{what}: {name}")

@@ -51,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--search",
         action="store_true",
-        help="try mesh shapes, batch sizes and remat policies of training phases, and rank them",
+        help="try remat policies, rows per chip and tensor parallelism of phases, and rank "
+        "them; many hours at 7B",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there as JSON")
     parser.set_defaults(overrides=[])
@@ -66,13 +67,14 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from lavit_jax.config import load_config
-    from lavit_jax.parallel import topology
+    from lavit_jax.errors import UserError
+    from lavit_jax.parallel import compiled, topology
     from lavit_jax.planning import jobs, plan, search, table
 
     config = load_config(args.config, args.overrides)
     wanted = args.phase or list(jobs.names(config))
     places = [topology.parse(name, args.slices) for name in args.topology]
-    console, found = Console(highlight=False), []
+    console, found, failed = Console(highlight=False), [], []
     for place in places:
         devices = place.devices()
         for name in wanted:
@@ -82,13 +84,19 @@ def run(args: argparse.Namespace) -> None:
                 console.print(table.ranking(fitting))
                 found += fitting
                 continue
-            made = plan.plan(jobs.make_job(config, name, place, devices), place)
+            try:
+                made = plan.plan(jobs.make_job(config, name, place, devices), place)
+            except compiled.OutOfMemory as error:  # the others may fit
+                failed.append(UserError(f"{name} on {place.title}: {error}"))
+                continue
             console.print(table.table(made))
             found.append(made)
     if args.json:
         _write(args.json, [plan.to_json(made) for made in found])
     console.print(table.CONVENTION, style="dim")
     plan.check_fits(found)
+    if failed:
+        raise failed[0]
 
 
 def _say(text: str) -> None:

@@ -58,6 +58,7 @@ class Report(NamedTuple):
       absent: optional tensors that the release leaves out, as "file: name".
       carried: files kept as they are.
       unread: files of weights that no part reads; not kept.
+      replaced: modules taken from a run, when writing back.
     """
 
     components: list[Converted]
@@ -66,6 +67,7 @@ class Report(NamedTuple):
     absent: list[str]
     carried: list[str]
     unread: list[str]
+    replaced: list[str]
 
 
 def convert(
@@ -259,4 +261,5 @@ def _report(plan: Plan, left: dict[str, list[str]]) -> Report:
         [name for checked in plan.checked.values() for name in checked.absent],
         [str(file) for file in plan.carried],
         [str(file) for file in plan.unread],
+        [],
     )

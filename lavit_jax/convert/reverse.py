@@ -24,24 +24,32 @@ from lavit_jax.convert.forms import Place
 from lavit_jax.convert.plan import ALL, ALL_PARTS, part_of
 from lavit_jax.convert.read import Info, Tensors
 from lavit_jax.convert.record import Record
+from lavit_jax.convert.store import Leaf
 from lavit_jax.errors import UserError
 
 SAFETENSORS = ".safetensors"
 
 
 def reverse(
-    src: str | Path, dst: str | Path, part: str = ALL, *, dtype: str | None = None
+    src: str | Path,
+    dst: str | Path,
+    part: str = ALL,
+    *,
+    dtype: str | None = None,
+    weights: str | Path | None = None,
 ) -> Report:
-    """Writes a converted checkpoint back as it was published.
+    """Writes a converted checkpoint back as it was published, or with what a run made of it.
 
     Args:
       src: folder made by `convert`.
       dst: folder to be made; is complete or absent.
       part: see `convert.convert`.
       dtype: of the tensors (default: each its own, as in the source).
+      weights: work directory of a run whose modules take the place of the same ones of `src`.
 
     Raises:
-      UserError: `src` is not a converted checkpoint or lacks the part; `dst` exists.
+      UserError: `src` is not a converted checkpoint or lacks the part; `dst` exists; `weights` do
+        not fit.
     """
     src, dst = Path(src), Path(dst)
     check_free(dst)
@@ -49,17 +57,29 @@ def reverse(
     components = [c for c in stored.sources if part in (ALL, part_of(c))]
     if not components:
         raise UserError(f"{src}: no {part} in it (--part), only {', '.join(stored.parts)}")
+    leaves = store.open_leaves(src / store.DIRECTORY, {path: path for path in stored.arrays})
+    replaced: list[str] = []
+    if weights is not None:
+        from lavit_jax.convert.trained import open_trained
+
+        trained, replaced = open_trained(weights, stored.arrays)
+        leaves |= trained
     with aside(dst) as made:
-        done = _write_components(src, stored, components, made, dtype)
+        done = _write_components(src, stored, components, made, leaves, dtype)
         carried = _carried(stored, part)
         copy_files(src / SOURCE, made, carried)
-    return Report(done, 0, [], [], list(map(str, carried)), [])
+    return Report(done, 0, [], [], list(map(str, carried)), [], replaced)
 
 
 def _write_components(
-    src: Path, stored: Record, components: list[str], made: Path, dtype: str | None
+    src: Path,
+    stored: Record,
+    components: list[str],
+    made: Path,
+    leaves: dict[str, Leaf],
+    dtype: str | None,
 ) -> list[Converted]:
-    tree = store.open_tree(src / store.DIRECTORY, stored.arrays)
+    tree = store.nested(leaves)
     tables = published.tables(stored.sources, stored.sizes)
     left = read.open_file(src / LEFT) if stored.left else None
     done = []

@@ -150,6 +150,10 @@ class Leaf:
     def __init__(self, array: Any) -> None:
         self._array = array
 
+    @property
+    def shape(self) -> Shape:
+        return tuple(self._array.shape)
+
     def __getitem__(self, block: int) -> np.ndarray:
         return self._array[block].read().result()
 
@@ -157,7 +161,7 @@ class Leaf:
         return np.asarray(self._array.read().result(), dtype)
 
 
-def open_tree(directory: Path, arrays: Mapping[str, ArrayInfo]) -> dict[str, Any]:
-    """The arrays of a checkpoint as a tree of leaves that read themselves."""
-    specs = {path: _spec(directory, path) for path in arrays}
-    return nested({path: Leaf(array) for path, array in _open_all(specs).items()})
+def open_leaves(directory: Path, places: Mapping[str, str]) -> dict[str, Leaf]:
+    """Arrays of a checkpoint, which read themselves, by any name of where they are in it."""
+    specs = {name: _spec(directory, place) for name, place in places.items()}
+    return {name: Leaf(array) for name, array in _open_all(specs).items()}

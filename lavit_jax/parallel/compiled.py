@@ -18,8 +18,9 @@ from lavit_jax.parallel.collectives import Counts
 from lavit_jax.parallel.mesh import placed
 
 KERNEL = "tpu_custom_call"
-# How XLA:TPU says what does not fit.
-WANTED = re.compile(r"temporaries \((?P<number>[\d.]+)(?P<unit>[KMGT])\) exceeds available HBM")
+# How XLA:TPU says what does not fit: beside the arguments, or all together.
+BESIDE = re.compile(r"temporaries \((?P<number>[\d.]+)(?P<unit>[KMGT])\) exceeds available HBM")
+TOGETHER = re.compile(r"Used (?P<number>[\d.]+)(?P<unit>[KMGT]) of [\d.]+[KMGT] hbm")
 UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 
 
@@ -85,16 +86,18 @@ class Cost:
 
 
 class OutOfMemory(UserError):
-    """The compiler gave a program up.
-
-    Attributes:
-      temporary: bytes that it wanted beside the arguments; None where it does not say.
-    """
+    """The compiler gave a program up, which needs more memory than a chip has."""
 
     def __init__(self, told: str) -> None:
-        super().__init__(f"the compiler ran out of memory: {told.splitlines()[0]}")
-        found = WANTED.search(told)
-        self.temporary = found and int(float(found["number"]) * 2 ** UNITS[found["unit"]])
+        super().__init__(f"a chip has too little memory: {told.splitlines()[0]}")
+        self._told = told
+
+    def peak(self, arguments: int) -> int | None:
+        """Bytes that the compiler wanted beside so many of arguments; None where it says none."""
+        for pattern, more in ((BESIDE, arguments), (TOGETHER, 0)):
+            if (found := pattern.search(self._told)) is not None:
+                return more + int(float(found["number"]) * 2 ** UNITS[found["unit"]])
+        return None
 
 
 def build(program: Program, mesh: Mesh, options: Mapping[str, Any] | None = None) -> Any:
@@ -124,10 +127,11 @@ def memory(program: Program, mesh: Mesh) -> Memory:
     try:
         analysis = build(program, mesh).memory_analysis()
     except OutOfMemory as error:
-        if error.temporary is None:
-            raise
         held = shard_bytes(program.args)
-        return Memory(held, error.temporary, held + error.temporary)
+        peak = error.peak(held)
+        if peak is None:
+            raise
+        return Memory(held, peak - held, peak)
     return Memory(
         analysis.argument_size_in_bytes,
         analysis.temp_size_in_bytes,

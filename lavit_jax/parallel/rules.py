@@ -22,7 +22,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("head_dim", None),
     ("layers", None),
     # Scales and biases of norms stay whole: to sum gradients of split ones over all tokens, XLA
-    # sends the tokens around.
+    # sent the tokens around. It does not for biases of matmuls.
     ("norm", None),
     # Activations. A name of an "act" axis differs from the parameters' because one mesh axis
     # (fsdp) splits rows of a batch and columns of a matrix.

@@ -15,6 +15,13 @@ from lavit_jax.planning.plan import Plan, fits, memory_of, plan
 
 TENSOR = (1, 2, 4)
 REMAT = ("full", "context", "projections", "attention", "most", "none")  # from least memory to most
+# Those that make programs of their own: blocks other than the language model's name less to keep.
+POLICIES = {
+    "unified": REMAT,
+    "tokenizer": ("full", "context", "none"),
+    "contrastive": ("full", "none"),
+    "diffusion": ("full", "none"),
+}
 ROWS_PER_CHIP = (8, 4, 2, 1)
 SHOWN = 5
 
@@ -26,7 +33,7 @@ class Candidate:
     Attributes:
       rows_per_chip: of the batch.
       tensor: chips that share heads, MLP and vocabulary.
-      remat: policy of the language model, or of the tokenizer's blocks.
+      remat: policy of the language model, or of the blocks that the phase trains.
     """
 
     rows_per_chip: int
@@ -35,15 +42,18 @@ class Candidate:
 
 
 def apply(config: ConfigDict, name: str, found: Candidate, topology: Topology) -> ConfigDict:
-    """The config with a candidate's settings."""
+    """The config with a candidate's settings; copies along `data` stay as they are."""
     changed = config.copy_and_resolve_references()
-    changed.mesh.data, changed.mesh.fsdp, changed.mesh.tensor = 1, -1, found.tensor
+    changed.mesh.data = max(changed.mesh.data, 1)
+    changed.mesh.fsdp, changed.mesh.tensor = -1, found.tensor
     phase = changed.phases[name]
     phase.batch_size = found.rows_per_chip * topology.chips
     if phase.objective == "unified":
         changed.model.llm.remat = found.remat
     elif phase.objective == "diffusion":
         changed.model.pixels.unet.remat = found.remat == "full"
+    elif phase.objective == "contrastive":
+        changed.model.encoder.remat = changed.model.text_tower.remat = found.remat
     else:
         changed.model.merger.remat = changed.model.decoder.remat = found.remat
     return changed
@@ -70,7 +80,7 @@ class Search:
     def run(
         self,
         rows: Sequence[int] = ROWS_PER_CHIP,
-        remat: Sequence[str] = REMAT,
+        remat: Sequence[str] | None = None,
         tensor: Sequence[int] = TENSOR,
     ) -> list[Plan]:
         """The best of each remat policy, most rows that fit; then more tensor parallelism for it.
@@ -80,7 +90,7 @@ class Search:
 
         Args:
           rows: a chip, from most to least.
-          remat: policies, from least memory to most.
+          remat: policies, from least memory to most; by default all that differ.
           tensor: chips that share heads, MLP and vocabulary.
 
         Returns:
@@ -89,6 +99,8 @@ class Search:
         Raises:
           UserError: nothing fits.
         """
+        if remat is None:
+            remat = POLICIES[self.config.phases[self.name].objective]
         made: list[Plan] = []
         for parts in tensor:
             if made:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import functools
 import json
 import logging as python_logging
 import os
@@ -30,6 +32,7 @@ PhaseOf = Callable[[int], str]
 
 COMMIT_POLL_SECONDS = 0.05
 DISCARD_SECONDS = 10.0  # how long writers of a save that failed may go on
+DISCARD_LOOKS = 4  # in a row that find nothing of it
 UNFINISHED = "*.orbax-checkpoint-tmp*"
 
 
@@ -168,8 +171,8 @@ class Checkpoints:
             work()
         except Exception as error:
             self._settled.set()
-            self._check_directory()
             _hush_writers()
+            self._check_directory()
             self._discard_unfinished()
             whole = saved_steps(self.directory)[-1:]
             left = f"; step {whole[0]} is the newest that is whole" if whole else ""
@@ -179,13 +182,17 @@ class Checkpoints:
         """Takes away what a save that failed has written; its room may be what is wanting."""
         if not isinstance(self.directory, Path):
             return
-        until = time.monotonic() + DISCARD_SECONDS
-        while left := list(self.directory.glob(UNFINISHED)):
-            for folder in left:
-                # Orbax gives up at the first error, while others of its threads still write.
-                shutil.rmtree(folder, ignore_errors=True)
-            if time.monotonic() > until:
-                return  # the next launch does it
+        until, clean = time.monotonic() + DISCARD_SECONDS, 0
+        # Orbax gives up at the first error, while others of its threads still write: look again.
+        while clean < DISCARD_LOOKS and time.monotonic() < until:
+            left = list(self.directory.glob(UNFINISHED))
+            clean = 0 if left else clean + 1
+            try:
+                for folder in left:
+                    shutil.rmtree(folder)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    return
             time.sleep(COMMIT_POLL_SECONDS)
 
     def _sum(self, step: int) -> None:
@@ -338,13 +345,18 @@ def _restore(manager: ocp.CheckpointManager, step: int, abstract: Abstract) -> S
 
 def _hush_writers() -> None:
     """What threads of a failed save still raise was told once; orbax leaves the rest unheard."""
-    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
-    sys.unraisablehook = _unraisable
+    python_logging.getLogger("asyncio").addFilter(_unheard)
+    if not isinstance(sys.unraisablehook, functools.partial):
+        sys.unraisablehook = functools.partial(_unraisable, sys.unraisablehook)
 
 
-def _unraisable(told: sys.UnraisableHookArgs) -> None:
+def _unheard(record: python_logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Future exception was never retrieved")
+
+
+def _unraisable(before: Callable[[Any], Any], told: Any) -> None:
     if str(told.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(told)
+        before(told)
 
 
 def _tell(line: str) -> None:

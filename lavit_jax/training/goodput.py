@@ -50,6 +50,8 @@ class Goodput:
     def waiting(self, what: str, idle: Callable[[], bool]) -> Iterator[None]:
         """As `spending`, but only where the devices are idle afterwards: else they lost nothing.
 
+        An upper bound: they may have become idle only in the middle of it.
+
         Args:
           what: time is lost to.
           idle: whether the devices have nothing left to do.
@@ -59,10 +61,10 @@ class Goodput:
             yield
         finally:
             self.charge(around)
-            if not idle():
-                spent = self._since - begun
-                self._seconds[what] -= spent
-                self._seconds[around] += spent
+        if not idle():
+            spent = self._since - begun
+            self._seconds[what] -= spent
+            self._seconds[around] += spent
 
     def first_call(self, function: Callable[P, T], what: str) -> Callable[P, T]:
         """The function, with its first call charged to `what`: jax compiles in it."""

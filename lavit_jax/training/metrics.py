@@ -112,14 +112,14 @@ class MetricWriter:
         with self._told():
             try:
                 aside.write_text("".join(json.dumps(record) + "\n" for record in kept))
+                os.replace(aside, self._path)
             except OSError:
                 aside.unlink(missing_ok=True)
                 raise
-            os.replace(aside, self._path)
             self._file = self._path.open("a", buffering=1)
-            self._board = tensorboardX.SummaryWriter(
-                str(self._workdir / "tensorboard"), purge_step=start + 1, write_to_disk=True
-            )
+        self._board = tensorboardX.SummaryWriter(
+            str(self._workdir / "tensorboard"), purge_step=start + 1, write_to_disk=True
+        )
 
     def _close(self) -> None:
         if self._writes:

@@ -16,6 +16,7 @@ from lavit_jax.planning import jobs, lengths, plan, search, table
 from tiny import mini_config
 
 EIGHT = Topology("v5p-16", CHIPS["v5p"], (2, 2, 2))
+SMALL = Topology("v5e-8", CHIPS["v5e"], (2, 4))
 GENERATION = {
     "rows": 8, "prompt": 8, "new_tokens": 8,
     "mesh": {"slice": 1, "data": -1, "fsdp": 1, "sequence": 1, "tensor": 2},
@@ -105,7 +106,11 @@ def failing(says, monkeypatch):
 def test_a_compiler_that_gives_up_for_want_of_memory_is_a_plan_that_does_not_fit(monkeypatch):
     program, mesh = failing(EXHAUSTED, monkeypatch)
     held, wanted = compiled.shard_bytes(program.args), int(17.21 * 2**30)
-    assert compiled.memory(program, mesh) == Memory(held, wanted, held + wanted)
+    found = compiled.memory(program, mesh)
+    assert found == Memory(held, wanted, held + wanted)
+    assert not plan.fits(found, SMALL)
+    program, mesh = failing("RESOURCE_EXHAUSTED: Used 27.5G of 15.48G hbm. Exceeded", monkeypatch)
+    assert compiled.memory(program, mesh).peak == int(27.5 * 2**30)
 
 
 @pytest.mark.parametrize(
@@ -117,18 +122,30 @@ def test_a_compiler_that_fails_otherwise_is_told(says, error, monkeypatch):
         compiled.memory(*failing(says, monkeypatch))
 
 
-def searched(name, **tried):
+def searched(name, topology=EIGHT, **tried):
     told = []
-    search_ = search.Search(config(), name, EIGHT, jax.devices(), told.append)
+    search_ = search.Search(config(), name, topology, jax.devices(), told.append)
     return functools.partial(search_.run, **tried), told
 
 
 def test_a_search_passes_over_what_no_compiler_takes(monkeypatch):
     failing(EXHAUSTED, monkeypatch)
-    run, told = searched("unified", rows=(2, 1), remat=("full",), tensor=(1,))
+    run, told = searched("unified", SMALL, rows=(2, 1), remat=("full",), tensor=(1,))
     with pytest.raises(UserError, match="fits .* with none of the settings tried"):
         run()
-    assert len(told) == 2 and all("ran out of memory" in line for line in told)
+    assert len(told) == 2 and all("GB do not fit" in line for line in told)
+    run, told = searched("unified", EIGHT, rows=(1,), remat=("full",), tensor=(1,))
+    with pytest.raises(UserError, match="none of the settings tried"):
+        run()  # there would be room, but its cost cannot be told
+    assert "a chip has too little memory" in told[0]
+
+
+def test_a_search_leaves_copies_as_the_config_has_them():
+    wanted = config()
+    wanted.mesh.update({"data": 2, "fsdp": -1})
+    found = search.apply(wanted, "unified", search.Candidate(4, 2, "most"), EIGHT)
+    assert (found.mesh.data, found.mesh.fsdp, found.mesh.tensor) == (2, -1, 2)
+    assert found.phases.unified.batch_size == 32 and found.model.llm.remat == "most"
 
 
 def test_a_batch_that_does_not_divide_the_mesh_says_what_would_fit():

@@ -58,6 +58,13 @@ def copy(workdir: Path, place: Path) -> Path:
     return shutil.copytree(workdir, place / "copy", symlinks=True)
 
 
+def without_the_newest(workdir: Path) -> Path:
+    """A run whose last checkpoint is now the end of stage one."""
+    for step in ("21", "22"):
+        shutil.rmtree(workdir / "checkpoints" / step)
+    return workdir
+
+
 def listing(workdir: Path) -> list[tuple[Path, int]]:
     return sorted(
         (path, path.stat().st_mtime_ns)
@@ -124,21 +131,20 @@ def test_a_stopped_run_says_where_it_saved_and_goes_on_there(disturbed):
 
 def test_a_damaged_newest_checkpoint_falls_back_and_the_curve_is_equal(whole_run, tmp_path, capsys):
     workdir = copy(whole_run, tmp_path)
-    newest = workdir / "checkpoints" / str(TOTAL)
-    for path in newest.rglob("*"):
+    damaged = [workdir / "checkpoints" / step for step in ("21", "22")]
+    for path in (path for folder in damaged for path in folder.rglob("*")):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     train(mini_config(*OVERRIDES), workdir)
     told = capsys.readouterr().err
-    assert f"{newest} is damaged" in told
-    assert "going on from step 21 of 22" in told
+    assert all(f"{folder} is damaged" in told for folder in damaged)
+    assert "going on from step 14 of 22" in told
     assert read_metrics(workdir / "metrics.jsonl") == read_metrics(whole_run / "metrics.jsonl")
-    assert newest.with_name("22.damaged").is_dir()
+    assert all(folder.with_name(f"{folder.name}.damaged").is_dir() for folder in damaged)
 
 
 def test_a_run_goes_on_on_another_mesh(whole_run, tmp_path):
-    workdir = copy(whole_run, tmp_path)
-    shutil.rmtree(workdir / "checkpoints" / str(TOTAL))
+    workdir = without_the_newest(copy(whole_run, tmp_path))
     train(mini_config(*UNSEEN, "--config.mesh.fsdp=2"), workdir)
     np.testing.assert_allclose(losses(workdir), losses(whole_run), rtol=0, atol=1e-5)
 
@@ -146,15 +152,14 @@ def test_a_run_goes_on_on_another_mesh(whole_run, tmp_path):
 def test_a_full_disk_ends_with_status_2_and_the_run_goes_on_once_there_is_room(
     whole_run, tmp_path, capsys
 ):
-    workdir = copy(whole_run, tmp_path)
-    shutil.rmtree(workdir / "checkpoints" / str(TOTAL))
+    workdir = without_the_newest(copy(whole_run, tmp_path))
     argv = ["train", "--config", "configs/mini.py", "--workdir", str(workdir), *UNSEEN]
     with nearly_full_disk(20_000):
         assert main(argv) == 2
     told = capsys.readouterr().err.splitlines()
-    assert f"cannot save to {workdir / 'checkpoints'}: File too large; step 21 is the" in told[-1]
+    assert f"cannot save to {workdir / 'checkpoints'}: File too large; step 14 is the" in told[-1]
     assert not any("Traceback" in line for line in told)
-    assert not list((workdir / "checkpoints").glob("22*"))
+    assert not list((workdir / "checkpoints").glob("15*"))
     assert main(argv) == 0
     assert read_metrics(workdir / "metrics.jsonl") == read_metrics(whole_run / "metrics.jsonl")
 

@@ -3,9 +3,12 @@ import json
 import math
 import struct
 
+import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from lavit_jax.errors import UserError
 from lavit_jax.training.metrics import MetricWriter, read_metrics
+from small_run import nearly_full_disk
 
 
 def _write(workdir, start, steps):
@@ -101,3 +104,12 @@ def test_one_of_several_processes_writes(tmp_path, capsys):
         assert [record["step"] for record in writer.recent] == [1, 2, 3]
     assert [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
     assert "nothing" not in capsys.readouterr().err
+
+
+def test_a_full_disk_at_the_start_names_the_file_and_loses_nothing(tmp_path):
+    _write(tmp_path, 0, [1, 2])
+    before = read_metrics(tmp_path / "metrics.jsonl")
+    with nearly_full_disk(10), pytest.raises(UserError, match="cannot write .*metrics.jsonl: File"):
+        MetricWriter(tmp_path, 2, total=10, every=2)
+    assert read_metrics(tmp_path / "metrics.jsonl") == before
+    assert not (tmp_path / "metrics.tmp").exists()
