@@ -171,7 +171,6 @@ class Checkpoints:
             work()
         except Exception as error:
             self._settled.set()
-            _hush_writers()
             self._check_directory()
             self._discard_unfinished()
             whole = saved_steps(self.directory)[-1:]
@@ -294,6 +293,7 @@ def any_saved(directory: Path) -> bool:
 def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:
     # Orbax tells every detail through absl; what it raises is enough here.
     logging.set_verbosity(logging.FATAL)
+    _hush_writers()
     return ocp.CheckpointManager(
         directory.absolute(), options=ocp.CheckpointManagerOptions(**options)
     )
@@ -344,9 +344,9 @@ def _restore(manager: ocp.CheckpointManager, step: int, abstract: Abstract) -> S
 
 
 def _hush_writers() -> None:
-    """What threads of a failed save still raise was told once; orbax leaves the rest unheard."""
+    """A save that fails is told once: orbax leaves unheard what else its threads raise then."""
     python_logging.getLogger("asyncio").addFilter(_unheard)
-    if not isinstance(sys.unraisablehook, functools.partial):
+    if getattr(sys.unraisablehook, "func", None) is not _unraisable:
         sys.unraisablehook = functools.partial(_unraisable, sys.unraisablehook)
 
 
