@@ -72,7 +72,9 @@ def _open(spec: str, options: Options) -> tuple[Any, Any]:
         raise
     except Exception as error:  # whatever a builder may raise: none of it is ours
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{spec}: TFDS cannot prepare it: {reason}"[:500]) from error
+        # Some of TFDS's own builders, coco_captions among them, are written with TensorFlow.
+        cure = "; `pip install tensorflow` to prepare it" if "tensorflow" in reason.lower() else ""
+        raise UserError(f"{spec}: TFDS cannot prepare it: {reason[:400]}{cure}") from error
     if options.split not in builder.info.splits:
         have = ", ".join(builder.info.splits)
         raise UserError(f"{spec} has no split {options.split!r}: choose --split from {have}")

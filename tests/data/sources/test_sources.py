@@ -251,6 +251,7 @@ def test_tfds_data_sets_by_package_and_builder(data_dir, records):
         ("./nowhere", "no such file or folder"),
         ("gopher://x/y", "gopher"),
         ("no_such_dataset", "no_such_dataset"),
+        ("coco_captions", "`pip install tensorflow` to prepare it"),
     ],
 )
 def test_what_cannot_be_read_is_named(spec, message):
