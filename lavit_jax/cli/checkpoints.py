@@ -27,7 +27,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("workdir", type=Path, metavar="DIR", help="work directory of the run")
+    parser.add_argument("workdir", metavar="DIR", help="work directory of the run, on disk")
     parser.add_argument(
         "--verify",
         action="store_true",
@@ -49,13 +49,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from lavit_jax.training import inventory
+    from lavit_jax.training import inventory, storage
 
+    if storage.is_bucket(args.workdir):
+        raise UserError(
+            f"{args.workdir}: files are renamed and compared here: mount the bucket (gcsfuse)"
+        )
     chosen = (args.keep_newest, args.keep_best, args.keep_every)
     asked = any(value is not None for value in chosen)
     if asked and not args.prune:
         raise UserError("--keep-newest, --keep-best and --keep-every go with --prune")
-    found = inventory.take(args.workdir, verify=args.verify or args.prune)
+    found = inventory.take(Path(args.workdir), verify=args.verify or args.prune)
     gone: tuple[Entry, ...] = ()
     if args.prune:
         policy = found.policy

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from pathlib import Path
 
 from lavit_jax.cli.common import add_json, print_json
 
@@ -19,7 +18,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "file", type=Path, metavar="FILE", help="a batch, in the work directory of its run"
+        "file", metavar="FILE", help="a batch, in the work directory of its run (gs:// too)"
     )
     add_json(parser)
 

@@ -49,8 +49,8 @@ class Finding:
     values: dict[str, float]
 
 
-def save(run: Run, step: int, batch: Batch) -> Path:
-    """Stores a step's batch, whole, aside and then renamed."""
+def save(run: Run, step: int, batch: Batch) -> str:
+    """Stores a step's batch, whole, aside and then renamed; what `replay` finds it by."""
     whole = feed.to_host(batch, run.mesh)
     path = run.workdir / FOLDER / f"{step:07d}.npz"
     if jax.process_index() == 0:
@@ -59,20 +59,27 @@ def save(run: Run, step: int, batch: Batch) -> Path:
         with aside.open("wb") as file:
             np.savez_compressed(file, **whole)
         os.replace(aside, path)
-    return path
+    return f"{run.storage.name}/{FOLDER}/{path.name}"
 
 
-def replay(path: Path) -> Finding:
+def replay(file: str | Path) -> Finding:
     """Computes loss and gradients of a stored step again, with the parameters it had.
 
     Args:
-      path: `WORKDIR/bad_batches/STEP.npz`; the checkpoint of that step is in the work directory.
+      file: `WORKDIR/bad_batches/STEP.npz`; the checkpoint of that step is in the work directory,
+        which may be in a bucket.
 
     Raises:
       UserError: the file or its checkpoint is missing or damaged.
     """
-    batch, step, workdir = _read(path), _step(path), path.absolute().parent.parent
-    opened = restore.open_workdir(storage.on_disk(workdir))
+    path = Path(file)
+    if storage.is_bucket(file):
+        place = storage.to_read(str(file).rsplit("/", 2)[0])
+        path = place.local / FOLDER / path.name
+    else:
+        place = storage.on_disk(path.absolute().parent.parent)
+    batch, step = _read(path, file), _step(path)
+    opened = restore.open_workdir(place)
     config, modules = opened.config, opened.modules
     phases = make_schedule(config)
     phase = phase_at(phases, step)
@@ -81,7 +88,7 @@ def replay(path: Path) -> Finding:
     devices = jax.devices()[: math.gcd(rows // accumulate, len(jax.devices()))]
     mesh = make_mesh(data=1, fsdp=len(devices), devices=devices)
     found = read_step(
-        workdir / "checkpoints",
+        place.checkpoints,
         step,
         lambda place: abstract_state(modules, phases, mesh, config.seed, place["step"]),
     )
@@ -112,14 +119,14 @@ def _broken(leaf: Array) -> Array:
     return ~jax.numpy.isfinite(leaf).all()
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _read(path: Path, named: str | Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
+        raise UserError(f"{named}: no such file") from error
     except Exception as error:  # zip, zlib and numpy have errors of their own
-        raise UserError(f"{path}: not a batch that `lavit train` stored ({error})") from error
+        raise UserError(f"{named}: not a batch that `lavit train` stored ({error})") from error
 
 
 def _step(path: Path) -> int:

@@ -95,3 +95,8 @@ def test_a_file_that_cannot_be_replayed_is_one_line_and_status_2(tmp_path, capsy
     assert main(["replay", str(path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert str(path) in line
+
+
+def test_a_bucket_has_to_be_mounted(capsys):
+    assert main(["checkpoints", "gs://bucket/run"]) == 2
+    assert "gs://bucket/run: files are renamed" in capsys.readouterr().err

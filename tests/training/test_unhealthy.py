@@ -2,17 +2,19 @@
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from benchmarks import kills
 from lavit_jax.cli.main import main
 from lavit_jax.errors import UserError
-from lavit_jax.training import launches, phase_start, replay, spikes
+from lavit_jax.training import launches, phase_start, replay, spikes, storage
 from lavit_jax.training.metrics import read_metrics
 from lavit_jax.training.run import train
 from tiny import mini_config
@@ -84,6 +86,16 @@ def test_a_batch_that_is_broken_itself_is_told(broken, tmp_path):
     finding = replay.replay(path)
     assert finding.fields == ("images",)
     assert "batch      not finite: images" in replay.describe(finding)
+
+
+def test_a_batch_in_a_bucket_is_replayed(broken, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_remote", lambda url: epath.Path(broken[0]))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (path,) = (broken[0] / "bad_batches").iterdir()
+    found = replay.replay(f"gs://bucket/run/bad_batches/{path.name}")
+    assert replay.describe(found) == replay.describe(replay.replay(path))
+    with pytest.raises(UserError, match="gs://bucket/run/bad_batches/1.npz: no such file"):
+        replay.replay("gs://bucket/run/bad_batches/1.npz")
 
 
 def test_a_batch_without_its_checkpoint_is_a_mistake(broken, tmp_path):
