@@ -17,7 +17,8 @@ def get_config(arg: str = "v5p-128") -> ConfigDict:
     config.model.merger.attention = "clean"  # ours; the published form has no gathered one
     config.model.llm.vocab_chunks = 8  # ours
     # Ours: the less is computed twice the better, as long as a quarter of the memory stays free.
-    config.model.llm.remat = "attention" if arg == "v4-128" else "most"
+    remat = {"v4-128": ("attention", "full"), "v5e-256": ("most", "full")}
+    config.model.llm.remat, config.model.merger.remat = remat.get(arg, ("dots", "dots"))
     config.data = common.data()
     config.data.text_vocab_size = 32000  # published (Llama)
     config.data.row_length = 2048  # borrowed (Llama 1's context)

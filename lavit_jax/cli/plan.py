@@ -61,6 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     # Nothing runs here: the CPU backend starts quickest, and libtpu must not look for a TPU.
     os.environ["JAX_PLATFORMS"] = "cpu"
+    # `compiled.cost` wants programs that the compiler has just written down.
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -39,7 +39,7 @@ class TransformerConfig:
       mlp_ratio: MLP hidden width is int(width * mlp_ratio) (4.3637 gives EVA's 6144 of 1408).
       dtype: compute dtype; parameters, norms and softmax stay float32.
       remat: what the backward pass recomputes: one of `REMAT_POLICIES`, from "full" (all of a
-        block) over "context" (all but attention) and "dots" (all but matmuls) to "none".
+        block) over "context" (all but attention) and "dots" (all but matmuls' results) to "none".
       unroll: blocks per scan iteration; more is faster on a CPU and slower to compile.
     """
 

@@ -29,7 +29,7 @@ class DecoderBlock(nn.Module):
         q = layers.head_projection(c.heads, c.head_dim, dtype, f"{name}_query")(q_in)
         k = layers.head_projection(c.heads, c.head_dim, dtype, f"{name}_key")(kv_in)
         v = layers.head_projection(c.heads, c.head_dim, dtype, f"{name}_value")(kv_in)
-        return layers.spread_heads(q), layers.spread_heads(k), layers.spread_heads(v)
+        return layers.projected(q, k, v)
 
     @nn.compact
     def __call__(
@@ -43,7 +43,7 @@ class DecoderBlock(nn.Module):
         x_BND = layers.border(x_BND)
         h = layers.LayerNorm(NORM_EPS, name="norm0")(x_BND)
         out = layers.named(attend(*self._project(h, h, "self")), "context")
-        x_BND = layers.border(x_BND + layers.merge_heads(c.width, dtype, "self_proj")(out))
+        x_BND = layers.attended(x_BND + layers.merge_heads(c.width, dtype, "self_proj")(out))
         h = layers.LayerNorm(NORM_EPS, name="norm1")(x_BND)
         # The published code adds -10000 to masked logits; a multiplicative mask gives the same
         # weights and lets the keep decisions carry gradient.
@@ -54,7 +54,7 @@ class DecoderBlock(nn.Module):
             q, k = layers.unit_rms(q).astype(dtype), layers.unit_rms(k).astype(dtype)
         out = policy_attend(q, k, v, mask_B1L, "clean")
         out = layers.named(out, "context")
-        x_BND = layers.border(x_BND + layers.merge_heads(c.width, dtype, "cross_proj")(out))
+        x_BND = layers.attended(x_BND + layers.merge_heads(c.width, dtype, "cross_proj")(out))
         h = layers.LayerNorm(NORM_EPS, name="norm2")(x_BND)
         return layers.border(x_BND + layers.Mlp(c.hidden, dtype, name="mlp")(h)), None
 

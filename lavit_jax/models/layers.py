@@ -231,8 +231,8 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x_BSD: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        h = gelu(dense(self.hidden, ("embed", "mlp"), self.dtype, "fc1")(x_BSD))
-        h = placement.constrain(h, "batch", "length", "act_mlp")
+        h = named(dense(self.hidden, ("embed", "mlp"), self.dtype, "fc1")(x_BSD), "up")
+        h = placement.constrain(gelu(h), "batch", "length", "act_mlp")
         return dense(x_BSD.shape[-1], ("mlp", "embed"), self.dtype, "fc2")(h)
 
 
@@ -242,10 +242,10 @@ _NAMED: dict[str, tuple[str, ...]] = {
     "projections": ("query", "key", "value", "context"),
     "attention": ("query", "key", "value", "context", "attended"),
     "most": ("query", "key", "value", "context", "attended", "gate"),
+    "dots": ("query", "key", "value", "context", "attended", "gate", "up"),
 }
 _REMAT: dict[str, Any] = {
     "full": None,
-    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
     **{
         policy: jax.checkpoint_policies.save_only_these_names(*names)
         for policy, names in _NAMED.items()
@@ -266,6 +266,17 @@ def border(x_BSD: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
 def spread_heads(x_BSHd: Float[Array, "B S H d"]) -> Float[Array, "B S H d"]:
     """Queries, keys or values, heads split over tensor neighbours."""
     return placement.constrain(x_BSHd, "batch", "length", "act_heads", None)
+
+
+def projected(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
+    """Queries, keys and values of a vision block, spread and named for remat policies."""
+    q, k, v = spread_heads(q), spread_heads(k), spread_heads(v)
+    return named(q, "query"), named(k, "key"), named(v, "value")
+
+
+def attended(x_BSD: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+    """The residual stream after attention, laid out and named for remat policies."""
+    return named(border(x_BSD), "attended")
 
 
 def stack(

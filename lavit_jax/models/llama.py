@@ -152,7 +152,7 @@ class LlamaBlock(nn.Module):
         q, k, v = layers.spread_heads(q), layers.spread_heads(k), layers.spread_heads(v)
         out, cache = read(c, q, k, v, cache, layer, positions_BS, mask_BST, offset)
         x_BSE = x_BSE + layers.merge_heads(c.width, dtype, "proj", **linear)(out)
-        x_BSE = layers.named(layers.border(x_BSE), "attended")
+        x_BSE = layers.attended(x_BSE)
         h = RMSNorm(c.norm_eps, name="mlp_norm")(x_BSE)
         gate = layers.dense(c.hidden, ("embed", "mlp"), dtype, "gate", **linear)(h)
         up = layers.dense(c.hidden, ("embed", "mlp"), dtype, "up", **linear)(h)

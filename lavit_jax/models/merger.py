@@ -28,7 +28,7 @@ class MergerBlock(nn.Module):
         q = layers.head_projection(c.heads, c.head_dim, dtype, f"{name}_query")(q_in)
         k = layers.head_projection(c.heads, c.head_dim, dtype, f"{name}_key")(kv_in)
         v = layers.head_projection(c.heads, c.head_dim, dtype, f"{name}_value")(kv_in)
-        q, k, v = layers.spread_heads(q), layers.spread_heads(k), layers.spread_heads(v)
+        q, k, v = layers.projected(q, k, v)
         out = layers.named(policy_attend(q, k, v, mask_BQK, c.attention), "context")
         return layers.merge_heads(c.width, dtype, f"{name}_proj")(out)
 
@@ -42,9 +42,9 @@ class MergerBlock(nn.Module):
     ) -> tuple[Float[Array, "B Q D"], None]:
         x_BQD = layers.border(x_BQD)
         h = layers.LayerNorm(NORM_EPS, name="norm0")(x_BQD)
-        x_BQD = layers.border(x_BQD + self._attention(h, h, self_mask_BQQ, "self"))
+        x_BQD = layers.attended(x_BQD + self._attention(h, h, self_mask_BQQ, "self"))
         h = layers.LayerNorm(NORM_EPS, name="norm1")(x_BQD)
-        x_BQD = layers.border(x_BQD + self._attention(h, origin_BND, cross_mask_BQN, "cross"))
+        x_BQD = layers.attended(x_BQD + self._attention(h, origin_BND, cross_mask_BQN, "cross"))
         h = layers.LayerNorm(NORM_EPS, name="norm2")(x_BQD)
         mlp = layers.Mlp(self.config.hidden, self.config.compute_dtype, name="mlp")
         return layers.border(x_BQD + mlp(h)), None

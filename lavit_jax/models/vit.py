@@ -58,9 +58,8 @@ class EncoderBlock(nn.Module):
         q = layers.head_projection(c.heads, c.head_dim, dtype, "query")(h)
         k = layers.head_projection(c.heads, c.head_dim, dtype, "key", use_bias=False)(h)
         v = layers.head_projection(c.heads, c.head_dim, dtype, "value")(h)
-        q, k, v = layers.spread_heads(q), layers.spread_heads(k), layers.spread_heads(v)
-        out = layers.named(attend(q, k, v, mask_BQK), "context")
-        x_BSD = layers.border(x_BSD + layers.merge_heads(c.width, dtype, "proj")(out))
+        out = layers.named(attend(*layers.projected(q, k, v), mask_BQK), "context")
+        x_BSD = layers.attended(x_BSD + layers.merge_heads(c.width, dtype, "proj")(out))
         h = layers.LayerNorm(NORM_EPS, name="norm2")(x_BSD)
         return layers.border(x_BSD + layers.Mlp(c.hidden, dtype, name="mlp")(h)), None
 

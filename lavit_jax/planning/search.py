@@ -14,11 +14,12 @@ from lavit_jax.planning import jobs
 from lavit_jax.planning.plan import Plan, fits, memory_of, plan
 
 TENSOR = (1, 2, 4)
-REMAT = ("full", "context", "projections", "attention", "most", "none")  # from least memory to most
-# Those that make programs of their own: blocks other than the language model's name less to keep.
+# From least memory to most.
+REMAT = ("full", "context", "projections", "attention", "most", "dots", "none")
+# Those worth trying: vision blocks are small beside the rest of their step.
 POLICIES = {
     "unified": REMAT,
-    "tokenizer": ("full", "context", "none"),
+    "tokenizer": ("full", "context", "dots", "none"),
     "contrastive": ("full", "none"),
     "diffusion": ("full", "none"),
 }
@@ -33,7 +34,7 @@ class Candidate:
     Attributes:
       rows_per_chip: of the batch.
       tensor: chips that share heads, MLP and vocabulary.
-      remat: policy of the language model, or of the blocks that the phase trains.
+      remat: policy of the blocks that the phase trains.
     """
 
     rows_per_chip: int
@@ -49,7 +50,7 @@ def apply(config: ConfigDict, name: str, found: Candidate, topology: Topology) -
     phase = changed.phases[name]
     phase.batch_size = found.rows_per_chip * topology.chips
     if phase.objective == "unified":
-        changed.model.llm.remat = found.remat
+        changed.model.llm.remat = changed.model.merger.remat = found.remat
     elif phase.objective == "diffusion":
         changed.model.pixels.unet.remat = found.remat == "full"
     elif phase.objective == "contrastive":

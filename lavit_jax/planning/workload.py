@@ -127,5 +127,5 @@ def attention_flops(config: LlamaConfig, length: int) -> float:
     """A causal training pass over one row: forward, backward (five matmuls to its two), and the
     forward again where the remat policy does not keep its result."""
     forward = 2 * length**2 * config.heads * config.head_dim * config.depth
-    again = 1.0 if config.remat in ("full", "dots") else 0.0
+    again = 1.0 if config.remat == "full" else 0.0
     return forward * (1.0 + 2.5 + again)
