@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4, help="a chip")
     parser.add_argument("--remat", default="full")
     parser.add_argument("--chunks", type=int, default=8, help="parts of the vocabulary")
+    parser.add_argument("--quick", action="store_true", help="compile with less effort")
     args = parser.parse_args()
     where = topology.parse(args.topology)
     mesh = make_mesh(data=1, fsdp=-1, devices=where.devices())
@@ -115,7 +116,7 @@ def main() -> None:
     settings = {"rows": rows, "rows_per_chip": args.rows, "remat": args.remat, "row_length": LENGTH}
     make = functools.partial(program, mesh=mesh, rows=rows)
     job = Job("llm", modules, ("llm",), make, mesh, work, 0, settings)
-    for line in table.rows(plan.plan(job, where)):
+    for line in table.rows(plan.plan(job, where, quick=args.quick)):
         print(*line, sep=": ")
 
 

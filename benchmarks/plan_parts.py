@@ -85,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--config", default="configs/unified_7b.py:v5p-128")
     parser.add_argument("--topology", default="v5p-128")
+    parser.add_argument("--quick", action="store_true", help="compile with less effort")
     parser.add_argument("--whole", type=Path, required=True, help="what `lavit plan --json` wrote")
     args = parser.parse_args()
     config, where = configs.load_config(args.config, []), topology.parse(args.topology)
@@ -99,7 +100,8 @@ def main() -> None:
     }
     total = 0.0
     for stack, make in makers.items():
-        flops = plan.cost(Job(stack, modules, (stack,), make, mesh, NOTHING, 0, {})).flops
+        job = Job(stack, modules, (stack,), make, mesh, NOTHING, 0, {})
+        flops = plan.cost(job, quick=args.quick).flops
         print(f"{stack}: {flops / 1e12:.1f}e12", flush=True)
         total += flops
     (whole,) = json.loads(args.whole.read_text())

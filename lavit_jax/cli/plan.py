@@ -54,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="try remat policies, rows per chip and tensor parallelism of phases, and rank "
         "them; many hours at 7B",
     )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="compile with less effort, in less than half the time, for figures within a percent "
+        "or so of a run's program (--search does so always)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there as JSON")
     parser.set_defaults(overrides=[])
 
@@ -87,7 +93,8 @@ def run(args: argparse.Namespace) -> None:
                 found += fitting
                 continue
             try:
-                made = plan.plan(jobs.make_job(config, name, place, devices), place)
+                job = jobs.make_job(config, name, place, devices)
+                made = plan.plan(job, place, quick=args.quick)
             except compiled.OutOfMemory as error:  # the others may fit
                 failed.append(UserError(f"{name} on {place.title}: {error}"))
                 continue

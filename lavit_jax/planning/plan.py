@@ -64,11 +64,12 @@ class Plan:
       topology: where.
       params: bytes of parameters.
       optimizer: bytes of optimizer state.
-      memory: of the whole program; None when only cost was asked for.
+      memory: of the whole program.
       cost: of the whole depth.
       bounds: by the chip's rates.
       seconds: step time that throughput is stated for.
       seconds_by: "compiler" or "roofline".
+      quick: whether it was compiled with less effort (`compiled.QUICK`).
       compile_seconds: all compilations together.
     """
 
@@ -76,17 +77,18 @@ class Plan:
     topology: Topology
     params: int
     optimizer: int
-    memory: Memory | None
+    memory: Memory
     cost: Cost
     bounds: Roofline
     seconds: float
     seconds_by: str
+    quick: bool
     compile_seconds: float
 
     @property
     def fits(self) -> bool:
         """Whether it leaves `SPARE` of HBM free."""
-        return self.memory is None or fits(self.memory, self.topology)
+        return fits(self.memory, self.topology)
 
     @property
     def mfu(self) -> float:
@@ -100,12 +102,22 @@ class Plan:
         return self.job.steps * self.seconds * self.topology.chips / 3600
 
 
-def plan(job: Job, topology: Topology, *, with_memory: bool = True) -> Plan:
-    """Compiles a job and puts its plan together."""
+def plan(
+    job: Job, topology: Topology, *, memory: Memory | None = None, quick: bool = False
+) -> Plan:
+    """Compiles a job and puts its plan together.
+
+    Args:
+      job: what is planned.
+      topology: where.
+      memory: what it takes, where that is known.
+      quick: compiles with less effort, see `compiled.QUICK`.
+    """
     begun = time.monotonic()
     program = _whole(job)
-    memory = compiled.memory(program, job.mesh) if with_memory else None
-    total = cost(job)
+    if memory is None:
+        memory = compiled.memory(program, job.mesh, quick=quick)
+    total = cost(job, quick=quick)
     kernel = job.workload.kernel_flops / topology.chips
     seconds, by = step_seconds(total, topology.chip, kernel)
     params, optimizer = _held(program)
@@ -119,6 +131,7 @@ def plan(job: Job, topology: Topology, *, with_memory: bool = True) -> Plan:
         roofline(total, topology.chip, kernel),
         seconds,
         by,
+        quick,
         time.monotonic() - begun,
     )
 
@@ -128,9 +141,9 @@ def _whole(job: Job) -> Program:
     return job.make(lavit.build_modules(job.modules.config.rolled()))
 
 
-def memory_of(job: Job) -> Memory:
+def memory_of(job: Job, *, quick: bool = False) -> Memory:
     """What the whole program takes."""
-    return compiled.memory(_whole(job), job.mesh)
+    return compiled.memory(_whole(job), job.mesh, quick=quick)
 
 
 def fits(memory: Memory, topology: Topology) -> bool:
@@ -138,12 +151,12 @@ def fits(memory: Memory, topology: Topology) -> bool:
     return memory.peak <= topology.chip.hbm_bytes * (1 - SPARE)
 
 
-def cost(job: Job) -> Cost:
+def cost(job: Job, *, quick: bool = False) -> Cost:
     """The cost at full depth."""
 
     def measured(depths: Mapping[str, int]) -> Cost:
         modules = lavit.build_modules(straight(job.modules.config, depths))
-        return compiled.cost(job.make(modules), job.mesh)
+        return compiled.cost(job.make(modules), job.mesh, quick=quick)
 
     ones = dict.fromkeys(job.stacks, 1)
     one = measured(ones)
@@ -182,7 +195,7 @@ def _held(program: Program) -> tuple[int, int]:
 def check_fits(plans: Sequence[Plan]) -> None:
     """Raises a `UserError` that says what would fit, for the first plan that does not."""
     for found in plans:
-        if found.fits or found.memory is None:
+        if found.fits:
             continue
         chip, name = found.topology.chip, found.job.name
         raise UserError(
@@ -193,7 +206,6 @@ def check_fits(plans: Sequence[Plan]) -> None:
 
 def _advice(found: Plan) -> str:
     """What would fit, by what takes the memory."""
-    assert found.memory is not None
     limit = found.topology.chip.hbm_bytes * (1 - SPARE)
     held = found.memory.arguments
     if held > 0.8 * limit:
@@ -220,8 +232,8 @@ def to_json(found: Plan) -> dict[str, Any]:
         "settings": dict(job.settings),
         "params_bytes": found.params,
         "optimizer_bytes": found.optimizer,
-        "activation_bytes": memory and memory.peak - memory.arguments,
-        "peak_bytes": memory and memory.peak,
+        "activation_bytes": memory.peak - memory.arguments,
+        "peak_bytes": memory.peak,
         "hbm_bytes": found.topology.chip.hbm_bytes,
         "fits": found.fits,
         "flops": found.cost.flops,
@@ -247,6 +259,7 @@ def to_json(found: Plan) -> dict[str, Any]:
         "steps": job.steps,
         "run_hours": job.steps * found.seconds / 3600,
         "chip_hours": found.chip_hours,
+        "quick": found.quick,
         "compile_seconds": found.compile_seconds,
     }
 

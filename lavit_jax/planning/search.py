@@ -62,7 +62,7 @@ def apply(config: ConfigDict, name: str, found: Candidate, topology: Topology) -
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """Plans of one phase in many settings.
+    """Plans of one phase in many settings, compiled with less effort (`compiled.QUICK`).
 
     Attributes:
       config: the experiment.
@@ -132,11 +132,11 @@ class Search:
         try:
             changed = apply(self.config, self.name, candidate, self.topology)
             job = jobs.make_job(changed, self.name, self.topology, self.devices)
-            memory = memory_of(job)
+            memory = memory_of(job, quick=True)
             if not fits(memory, self.topology):
                 self.say(f"{candidate}: {memory.peak / 1e9:.1f} GB do not fit")
                 return None
-            made = dataclasses.replace(plan(job, self.topology, with_memory=False), memory=memory)
+            made = plan(job, self.topology, memory=memory, quick=True)
         except UserError as error:
             self.say(f"{candidate}: {error}")
             return None

@@ -19,20 +19,17 @@ CONVENTION = (
 def rows(found: Plan) -> list[tuple[str, str]]:
     """(what, how much) of one plan."""
     job, chip, cost = found.job, found.topology.chip, found.cost
+    peak = found.memory.peak
     mesh = ", ".join(f"{axis} {job.mesh.shape[axis]}" for axis in AXES if job.mesh.shape[axis] > 1)
     lines = [
         ("mesh", mesh or "one chip"),
         ("batch", ", ".join(f"{name} {value}" for name, value in job.settings.items())),
         ("parameters", _bytes(found.params)),
         ("optimizer", _bytes(found.optimizer)),
-    ]
-    if found.memory is not None:
-        peak = found.memory.peak
-        lines += [
-            ("activations", _bytes(peak - found.memory.arguments)),
-            ("peak HBM", f"{_bytes(peak)} of {chip.hbm_bytes / 2**30:.1f} GiB "
-             f"({peak / chip.hbm_bytes:.0%})" + ("" if found.fits else ": does not fit")),
-        ]  # fmt: skip
+        ("activations", _bytes(peak - found.memory.arguments)),
+        ("peak HBM", f"{_bytes(peak)} of {chip.hbm_bytes / 2**30:.1f} GiB "
+         f"({peak / chip.hbm_bytes:.0%})" + ("" if found.fits else ": does not fit")),
+    ]  # fmt: skip
     kernel = job.workload.kernel_flops / found.topology.chips
     inside = f" + {kernel / 1e12:.1f}e12 in attention kernels" if kernel else ""
     lines += [
@@ -89,7 +86,7 @@ def ranking(plans: Sequence[Plan]) -> Table:
             " ".join(f"{axis}={shape[axis]}" for axis in AXES if shape[axis] > 1) or "1",
             f"{job.settings['rows_per_chip']:g}",
             str(job.settings.get("remat", "")),
-            "" if found.memory is None else _bytes(found.memory.peak),
+            _bytes(found.memory.peak),
             f"{found.seconds:.3f} s",
             f"{_rate(found):,.0f}",
             f"{found.mfu:.1%}",

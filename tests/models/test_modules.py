@@ -112,6 +112,20 @@ def test_recomputing_and_unrolling_give_the_same_numbers(name, changes):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["encoder", "llm"])
+def test_policies_keep_what_they_say(name):
+    config, loss, params = _setup(name)
+
+    def matmuls(remat):
+        changed = functools.partial(loss, dataclasses.replace(config, remat=remat))
+        return str(jax.make_jaxpr(jax.grad(changed))(params)).count("dot_general")
+
+    again = [matmuls(policy) - matmuls("none") for policy in sizes.REMAT_POLICIES]
+    assert again == sorted(again, reverse=True)
+    assert again[0] > 6
+    assert again[sizes.REMAT_POLICIES.index("dots")] <= 2  # attention's own
+
+
 def test_patches_are_cut_in_raster_order_and_joined_again():
     image = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
     patches = vit.patchify(image, 4)

@@ -180,11 +180,11 @@ def test_a_search_gives_each_policy_the_most_rows_that_fit(monkeypatch):
     room = {"full": 8, "context": 8, "most": 2, "none": 0}
     once = dataclasses.replace(planned("encoder"), seconds=1.0)
 
-    def memory(job):
+    def memory(job, *, quick):
         fits = job.settings["rows_per_chip"] <= room[job.settings["remat"]]
         return Memory(1, 1, 1 if fits else int(1e15))
 
-    def plan_of(job, topology, *, with_memory):
+    def plan_of(job, topology, *, memory, quick):
         return dataclasses.replace(once, job=job, seconds=float(job.mesh.shape["tensor"]))
 
     monkeypatch.setattr(search, "memory_of", memory)
