@@ -80,7 +80,9 @@ def image_batches(
     """
     records = load_split(config, data_dir, split)
     view = views.ImageView(records, AugmentConfig.of(config.data.augment), config.model.image_size)
-    return _iterate(config, view, batch_size, seed, process_index, process_count, threads, workers)
+    return view_batches(
+        config, view, batch_size, seed, process_index, process_count, threads, workers
+    )
 
 
 def pixel_batches(
@@ -115,7 +117,9 @@ def pixel_batches(
     records = load_split(config, data_dir, split)
     augment = AugmentConfig.of(config.data.augment)
     view = views.PixelView(records, augment, size, pixel_size)
-    return _iterate(config, view, batch_size, seed, process_index, process_count, threads, workers)
+    return view_batches(
+        config, view, batch_size, seed, process_index, process_count, threads, workers
+    )
 
 
 def pair_batches(
@@ -149,7 +153,9 @@ def pair_batches(
     augment, size = AugmentConfig.of(config.data.augment), config.model.image_size
     share = config.data.canonical_share
     view = views.PairView(records, augment, size, text, text_length, share)
-    return _iterate(config, view, batch_size, seed, process_index, process_count, threads, workers)
+    return view_batches(
+        config, view, batch_size, seed, process_index, process_count, threads, workers
+    )
 
 
 def unified_batches(
@@ -290,16 +296,22 @@ def load_ids(config: ConfigDict, folder: str, stamp: Stamp | None, examples: int
     return stored_ids.IdsOf(split, stored.patches)
 
 
-def _iterate(
+def view_batches(
     config: ConfigDict,
     view: views.View,
     batch_size: int,
     seed: int,
-    process_index: int | None,
-    process_count: int | None,
-    threads: int | None,
-    workers: int | None,
+    process_index: int | None = None,
+    process_count: int | None = None,
+    threads: int | None = None,
+    workers: int | None = None,
 ) -> Batches:
+    """Views of records, each record once an epoch.
+
+    Args:
+      view: makes the arrays of one row.
+      others: see `image_batches`.
+    """
     index, count = process_share(process_index, process_count)
     threads, workers = _helpers(config, threads, workers)
     rows = local_rows(batch_size, count)

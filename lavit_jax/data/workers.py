@@ -21,6 +21,8 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
 from lavit_jax.data.tally import Note, Notes, Watch
 from lavit_jax.errors import UserError
 
@@ -260,9 +262,9 @@ def _sizes(of: socket.socket, count: int) -> Iterator[int]:
     return (size for (size,) in _SIZE.iter_unpack(_exactly(of, count * _SIZE.size)))
 
 
-def _exactly(of: socket.socket, size: int) -> bytearray:
-    data = bytearray(size)
-    left = memoryview(data)
+def _exactly(of: socket.socket, size: int) -> memoryview:
+    data = np.empty(size, np.uint8).data
+    left = data
     while left:
         got = of.recv_into(left)
         if not got:
