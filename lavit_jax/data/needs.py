@@ -88,20 +88,23 @@ def describe(target: Target, found: Mapping[str, Any]) -> list[str]:
         text = f"  phase {name}: {need['images_per_step_and_host']:,g} images"
         if "tokens_per_step_and_host" in need:
             text += f" at most and {need['tokens_per_step_and_host']:,g} tokens"
-        lines.append(f"{text} a step and host{_rate(target, need)}")
+        lines.append(f"{text} a step and host")
+        if verdict := _verdict(target, need):
+            lines.append(f"    {verdict}")
     return lines
 
 
-def _rate(target: Target, need: Mapping[str, Any]) -> str:
-    least = need.get("shortest_step_seconds")
+def _verdict(target: Target, need: Mapping[str, Any]) -> str:
+    keeps_up = ""
+    if target.cores:
+        keeps_up = f"reading keeps up with steps of {need['shortest_step_seconds']:.3g} s or more"
     if "cores" not in need:
-        return f"; reading keeps up with steps of {least:.3g} s or more" if target.cores else ""
-    text = f", {need['images_per_second_and_host']:,.0f} a second: {need['cores']:.1f} cores"
-    if not target.cores:
-        return f"{text}; {need['set']}"
-    if need["enough"]:
-        return f" of {need['step_seconds']:.3g} s{text}; enough, with {need['set']}"
-    return (
-        f" of {need['step_seconds']:.3g} s{text}; not enough: reading keeps up with steps of "
-        f"{least:.3g} s or more"
+        return keeps_up
+    second = need["images_per_second_and_host"]
+    text = (
+        f"in steps of {need['step_seconds']:.3g} s {second:,.0f} images a second: "
+        f"{need['cores']:.1f} cores; "
     )
+    if not target.cores:
+        return text + need["set"]
+    return text + (f"enough, with {need['set']}" if need["enough"] else f"not enough: {keeps_up}")

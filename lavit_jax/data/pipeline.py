@@ -1,8 +1,8 @@
 """Grain iterators over the data set, for every phase of training.
 
-Each is deterministic in (seed, step) whatever the number of threads, infinite, shuffled anew every
-epoch, and has `get_state()` / `set_state(state)` with a small JSON-able state. With several
-processes each gets its share of the same global batches.
+Each is deterministic in (seed, step) whatever the number of threads or worker processes, infinite,
+shuffled anew every epoch, and has `get_state()` / `set_state(state)` with a small JSON-able state.
+With several training processes each gets its share of the same global batches.
 
 Legend: B rows of this process, H = W = image side, C channels, T text length.
 """

@@ -79,8 +79,9 @@ def test_bench_times_every_step_and_says_what_hosts_need(prepared, tmp_path, cap
     assert "no loader on this machine can be faster" in out
     assert "2 x v5p-128: 32 hosts of 208 vCPUs" in out
     # 8 rows of 512 tokens and up to 5 pictures over 32 hosts, planned; other phases are not.
-    assert "phase unified: 1.25 images at most and 128 tokens a step and host of 0.004 s" in out
-    assert "phase encoder: 3 images a step and host; reading keeps up with steps of 0.0" in out
+    assert "phase unified: 1.25 images at most and 128 tokens a step and host\n" in out
+    assert "    in steps of 0.004 s 312 images a second: " in out
+    assert "phase encoder: 3 images a step and host\n    reading keeps up with steps of 0.0" in out
 
 
 def test_needs_compare_a_host_with_what_a_core_does():
@@ -91,14 +92,14 @@ def test_needs_compare_a_host_with_what_a_core_does():
 
     def said(seconds):
         found = needs.needs(config, target, {"unified": seconds}, rates)
-        return found["unified"], needs.describe(target, found)[1]
+        return found["unified"], needs.describe(target, found)[2]
 
     need, text = said(1.25)  # 256 rows of 10 pictures over 16 hosts
     assert (need["images_per_second_and_host"], need["cores"]) == (128, 0.256)
     assert need["tokens_per_step_and_host"] == 256 * 2048 / 16
-    assert text.endswith("128 a second: 0.3 cores; enough, with config.data.threads=1")
+    assert text.endswith("128 images a second: 0.3 cores; enough, with config.data.threads=1")
     need, text = said(0.08)
-    assert text.endswith("2,000 a second: 4.0 cores; enough, with config.data.workers=8")
+    assert text.endswith("2,000 images a second: 4.0 cores; enough, with config.data.workers=8")
     need, text = said(0.05)  # half of what one process gathers is the limit, not 208 cores
     assert need["shortest_step_seconds"] == 160 / 3000
     assert text.endswith("not enough: reading keeps up with steps of 0.0533 s or more")
