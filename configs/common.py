@@ -58,6 +58,7 @@ def data() -> ConfigDict:
             # Several sources in the unified phase instead of one: name -> see `data/streams.py`.
             "sources": {},
             "threads": 1,  # that prepare images; the cores belong to training, here
+            "workers": 0,  # processes that do so instead, for hosts with many cores
             "weigh_by": "examples",  # what the sources' weights are shares of; or "tokens"
             "curriculum": (),  # (step of the unified phase, {source: weight from there on}), ...
             "augment": {

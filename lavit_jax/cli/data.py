@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lavit_jax.cli.common import add_json, number, print_json
+from lavit_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from lavit_jax.data.needs import Target
 
 EXAMPLES = """\
 examples:
@@ -16,7 +23,7 @@ examples:
   lavit data prepare gs://bucket/parquet gs://bucket/prepared --runner dataflow \\
       --beam=--project=mine --beam=--temp_location=gs://bucket/tmp
   lavit data inspect data/laion
-  lavit data bench data/laion
+  lavit data bench data/laion --config configs/unified_7b.py:v5p-128 --topology v5p-128
 """
 
 SOURCE_HELP = (
@@ -158,27 +165,60 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         help="for each step (default: 5)",
     )
     parser.add_argument(
+        "--topology",
+        default="",
+        metavar="NAME",
+        help="that trains (v5p-128, v5e:4x8, ...); says what each of its hosts must deliver",
+    )
+    parser.add_argument(
+        "--slices", type=number(int, 1), default=1, metavar="N", help="slices of it (default: 1)"
+    )
+    parser.add_argument(
+        "--hosts", type=number(int, 1), metavar="N", help="instead of --topology (default: 1)"
+    )
+    parser.add_argument(
+        "--plan",
+        type=Path,
+        metavar="FILE",
+        help="of `lavit plan --json FILE`: takes topology and steps' durations from there",
+    )
+    parser.add_argument(
         "--step-seconds",
         type=number(float, 1e-6),
-        default=0.0,
         metavar="S",
-        help="of a training step on the target; says what each host must deliver",
+        help="of a training step, instead of --plan",
     )
     parser.set_defaults(overrides=[])
-    parser.add_argument(
-        "--hosts", type=number(int, 1), default=1, metavar="N", help="of the target (default: 1)"
-    )
     add_json(parser)
 
 
 def _bench(args: argparse.Namespace) -> None:
     from lavit_jax.config import load_config
-    from lavit_jax.data import rates
+    from lavit_jax.data import needs, rates
 
     config = load_config(args.config, args.overrides)
+    target, seconds = _target(args, config.schedule)
     found = rates.measure(config, args.data, args.seconds)
-    found["needs"] = rates.needs(config, args.step_seconds, args.hosts)
+    asked = needs.needs(config, target, seconds, found["images_per_second_per_core"])
     if args.json:
-        print_json(found)
+        print_json({**found, "target": dataclasses.asdict(target), "needs": asked})
         return
-    print(rates.describe(found))
+    print("\n".join([rates.describe(found), *needs.describe(target, asked)]))
+
+
+def _target(args: argparse.Namespace, phases: Sequence[str]) -> tuple[Target, dict[str, float]]:
+    """Where training will be, and what is known of its steps' seconds by phase."""
+    from lavit_jax.data.needs import Target
+    from lavit_jax.parallel import topology
+    from lavit_jax.planning import stored
+
+    for one, other in (("hosts", "topology"), ("hosts", "plan"), ("step_seconds", "plan")):
+        if getattr(args, one) and getattr(args, other):
+            raise UserError(f"give --{one.replace('_', '-')} or --{other}, not both")
+    place = topology.parse(args.topology, args.slices) if args.topology else None
+    seconds = dict.fromkeys(phases, args.step_seconds) if args.step_seconds else {}
+    if args.plan:
+        place, seconds = stored.step_seconds(args.plan, place, phases)
+    if place is None:
+        return Target("", args.hosts or 1, 0), seconds
+    return Target(place.title, place.hosts, place.host_cores), seconds

@@ -31,6 +31,8 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 # Formats that Pillow hands to an outside program are not opened.
 _UNSAFE_FORMATS = frozenset({"EPS"})
+# These are looked for first: there are over 40, and some are only told by trying.
+_USUAL_FORMATS = ("JPEG", "PNG", "WEBP")
 # What Pillow's decoders raise on damaged files.
 _DAMAGE = (
     OSError,
@@ -172,7 +174,8 @@ def _read(file: Path | io.BytesIO, name: str, read: Callable[[Image.Image], T]) 
 @functools.cache
 def _formats() -> list[str]:
     Image.init()
-    return [name for name in Image.ID if name not in _UNSAFE_FORMATS]
+    known = [name for name in Image.ID if name not in _UNSAFE_FORMATS]
+    return sorted(known, key=lambda name: name not in _USUAL_FORMATS)
 
 
 def _check_size(name: str, size: tuple[int, int]) -> None:
@@ -197,7 +200,7 @@ def _to_rgb(image: Image.Image) -> Rgb:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, rgba)
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _grey_to_8_bits(grey: np.ndarray) -> np.ndarray:

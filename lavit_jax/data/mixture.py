@@ -17,6 +17,7 @@ from lavit_jax.data.sources.base import Broken
 from lavit_jax.data.stored_ids import LostIds
 from lavit_jax.data.tally import Watch
 from lavit_jax.data.text import TextTokenizer
+from lavit_jax.data.views import choose_caption
 from lavit_jax.data.visual_ids import VisualIds
 from lavit_jax.errors import UserError
 
@@ -24,15 +25,6 @@ Record = dict[str, Any]
 
 KINDS = ("image_text", "text_image", "text", "question")
 TRIES = 100  # neighbours tried in place of a picture whose stored ids are lost
-
-
-def choose_caption(
-    captions: Sequence[str], rng: np.random.Generator, canonical_share: float
-) -> str:
-    """The first caption with probability `canonical_share`, else one of the others."""
-    if len(captions) == 1 or rng.random() < canonical_share:
-        return captions[0]
-    return captions[1 + int(rng.integers(len(captions) - 1))]
 
 
 class ExampleMaker:

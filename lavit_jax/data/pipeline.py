@@ -1,14 +1,15 @@
 """Grain iterators over the data set, for every phase of training.
 
-Each is deterministic in (seed, step) whatever the number of threads, infinite, shuffled anew every
-epoch, and has `get_state()` / `set_state(state)` with a small JSON-able state. With several
-processes each gets its share of the same global batches.
+Each is deterministic in (seed, step) whatever the number of threads or worker processes, infinite,
+shuffled anew every epoch, and has `get_state()` / `set_state(state)` with a small JSON-able state.
+With several training processes each gets its share of the same global batches.
 
 Legend: B rows of this process, H = W = image side, C channels, T text length.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
@@ -18,55 +19,20 @@ import grain.python as grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from lavit_jax.data import datasets, packing, prepared, several, stored_ids
-from lavit_jax.data import images as image_data
+from lavit_jax.data import datasets, packing, prepared, several, stored_ids, views
+from lavit_jax.data.ahead import Ahead
 from lavit_jax.data.batches import Batches
 from lavit_jax.data.datasets import load_split
 from lavit_jax.data.images import AugmentConfig
-from lavit_jax.data.mixture import ExampleMaker, choose_caption, mixed
+from lavit_jax.data.mixture import ExampleMaker, mixed
 from lavit_jax.data.stored_ids import Stamp
-from lavit_jax.data.text import EOS_ID, PAD_ID, TextTokenizer
+from lavit_jax.data.text import TextTokenizer
+from lavit_jax.data.views import Variants
 from lavit_jax.data.visual_ids import VisualIds
+from lavit_jax.data.workers import Workers
 from lavit_jax.errors import UserError
 
-Record = dict[str, Any]
-
 PREFETCH = 4  # batches
-
-
-class Variants(Sequence[np.ndarray]):
-    """The fixed images of the unified phase: `variants` of each picture, side by side.
-
-    Item `picture * per_picture + v` is variant v of a picture: uint8 [H, W, 3]. Variant 0 is the
-    plain picture; others are augmented, each always the same for a seed.
-    """
-
-    def __init__(
-        self,
-        records: Sequence[Record],
-        per_picture: int,
-        size: int,
-        augment: AugmentConfig,
-        seed: int,
-    ) -> None:
-        self.records = records
-        self.per_picture = per_picture
-        self._size, self._augment, self._seed = size, augment, seed
-
-    def __len__(self) -> int:
-        return len(self.records) * self.per_picture
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        picture, variant = divmod(int(index) % len(self), self.per_picture)
-        record = self.records[picture]
-        if variant == 0:
-            return image_data.resize(record["image"], self._size)
-        rng = np.random.default_rng((self._seed, picture, variant))
-        return _augmented(record, rng, self._augment, self._size)
 
 
 def variants(config: ConfigDict, data_dir: str | os.PathLike[str], split: str) -> Variants:
@@ -93,6 +59,7 @@ def image_batches(
     process_index: int | None = None,
     process_count: int | None = None,
     threads: int | None = None,
+    workers: int | None = None,
 ) -> Batches:
     """Augmented pictures, for the tokenizer phases.
 
@@ -106,19 +73,16 @@ def image_batches(
       process_count: number of processes; by default JAX's.
       threads: that prepare batches ahead, by default `config.data.threads`; 0 prepares each when
         asked.
+      workers: processes that do so instead, by default `config.data.workers`; 0 is none.
 
     Returns:
       Iterator of {"images": uint8 [B, H, W, 3], "index": int32 [B], place in the split}.
     """
     records = load_split(config, data_dir, split)
-    augment, size = AugmentConfig.of(config.data.augment), config.model.image_size
-
-    def view(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        image = _augmented(records[index], rng, augment, size)
-        return {"images": image, "index": np.array(index, np.int32)}
-
-    threads = config.data.threads if threads is None else threads
-    return _iterate(len(records), view, batch_size, seed, process_index, process_count, threads)
+    view = views.ImageView(records, AugmentConfig.of(config.data.augment), config.model.image_size)
+    return view_batches(
+        config, view, batch_size, seed, process_index, process_count, threads, workers
+    )
 
 
 def pixel_batches(
@@ -132,6 +96,7 @@ def pixel_batches(
     process_index: int | None = None,
     process_count: int | None = None,
     threads: int | None = None,
+    workers: int | None = None,
 ) -> Batches:
     """Augmented pictures as the tokenizer reads them and as the pixel decoder paints them.
 
@@ -147,21 +112,14 @@ def pixel_batches(
     if pixel_size == size:
         return image_batches(
             config, data_dir, batch_size, seed, split=split, process_index=process_index,
-            process_count=process_count, threads=threads,
+            process_count=process_count, threads=threads, workers=workers,
         )  # fmt: skip
     records = load_split(config, data_dir, split)
     augment = AugmentConfig.of(config.data.augment)
-
-    def view(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        pixels = _augmented(records[index], rng, augment, pixel_size)
-        return {
-            "images": image_data.resize(pixels, size),
-            "pixels": pixels,
-            "index": np.array(index, np.int32),
-        }
-
-    threads = config.data.threads if threads is None else threads
-    return _iterate(len(records), view, batch_size, seed, process_index, process_count, threads)
+    view = views.PixelView(records, augment, size, pixel_size)
+    return view_batches(
+        config, view, batch_size, seed, process_index, process_count, threads, workers
+    )
 
 
 def pair_batches(
@@ -176,6 +134,7 @@ def pair_batches(
     process_index: int | None = None,
     process_count: int | None = None,
     threads: int | None = None,
+    workers: int | None = None,
 ) -> Batches:
     """Augmented pictures with one of their captions, for contrastive pretraining.
 
@@ -193,18 +152,10 @@ def pair_batches(
     records = load_split(config, data_dir, split)
     augment, size = AugmentConfig.of(config.data.augment), config.model.image_size
     share = config.data.canonical_share
-
-    def view(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        record = records[index]
-        ids = text.encode(choose_caption(record["captions"], rng, share))
-        return {
-            "images": image_data.soften(_augmented(record, rng, augment, size), rng, augment),
-            "text": ended(ids, text_length),
-            "index": np.array(index, np.int32),
-        }
-
-    threads = config.data.threads if threads is None else threads
-    return _iterate(len(records), view, batch_size, seed, process_index, process_count, threads)
+    view = views.PairView(records, augment, size, text, text_length, share)
+    return view_batches(
+        config, view, batch_size, seed, process_index, process_count, threads, workers
+    )
 
 
 def unified_batches(
@@ -221,6 +172,7 @@ def unified_batches(
     process_count: int | None = None,
     prefetch: int = PREFETCH,
     threads: int | None = None,
+    workers: int | None = None,
 ) -> Batches:
     """Packed rows of examples, mixed by `config.data.mixture` or from `config.data.sources`.
 
@@ -237,6 +189,7 @@ def unified_batches(
       process_count: number of processes; by default JAX's.
       prefetch: batches prepared ahead by a thread; 0 prepares each when asked.
       threads: that read a row's images; by default `config.data.threads`.
+      workers: processes that do so instead; by default `config.data.workers`; 0 is none.
 
     Returns:
       Iterator of the arrays of `packing.lay_row`, stacked to B rows.
@@ -265,10 +218,14 @@ def unified_batches(
         maker = ExampleMaker(config, held.records, text, held.ids)
         examples, images = mixed(config, maker, len(held.records), seed), held.images
     rows = packing.PackedRows(examples, limits, process_index=index, process_count=count)
-    threads = config.data.threads if threads is None else threads
-    batches = rows.map(_laid(shape, images, threads)).batch(
-        local_rows(batch_size, count), drop_remainder=True
-    )
+    threads, workers = _helpers(config, threads, workers)
+    laid: grain.IterDataset[dict[str, np.ndarray]]
+    if workers:
+        readers = Workers(views.Stacks(views.Shown(images)), workers)
+        laid = Ahead(rows, readers, _shown, functools.partial(_lay_found, shape))
+    else:
+        laid = rows.map(_laid(shape, images, threads))
+    batches = laid.batch(local_rows(batch_size, count), drop_remainder=True)
     ahead = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
     return Batches(iter(ahead))
 
@@ -282,11 +239,23 @@ def _laid(
     pool = futures.ThreadPoolExecutor(threads, thread_name_prefix="images")
 
     def lay(row: packing.Row) -> dict[str, np.ndarray]:
-        shown = [example.condition.image for example in row if example.condition is not None]
+        shown = _shown(row)
         found = dict(zip(shown, pool.map(images.__getitem__, shown)))
         return packing.lay_row(row, shape, found.__getitem__)
 
     return lay
+
+
+def _shown(row: packing.Row) -> list[int]:
+    """The images that a row shows."""
+    return [example.condition.image for example in row if example.condition is not None]
+
+
+def _lay_found(
+    shape: packing.RowShape, row: packing.Row, found: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    known = dict(zip(_shown(row), found.get("images", ())))
+    return packing.lay_row(row, shape, known.__getitem__)
 
 
 def _check_ids(ids: VisualIds, images: int, patches: int, cure: str) -> None:
@@ -327,44 +296,49 @@ def load_ids(config: ConfigDict, folder: str, stamp: Stamp | None, examples: int
     return stored_ids.IdsOf(split, stored.patches)
 
 
-def ended(ids: Sequence[int], length: int) -> np.ndarray:
-    """Ids cut to fit, ended and padded: int32 [length]."""
-    row = np.full(length, PAD_ID, np.int32)
-    kept = [*ids[: length - 1], EOS_ID]
-    row[: len(kept)] = kept
-    return row
-
-
-def _augmented(
-    record: Record, rng: np.random.Generator, augment: AugmentConfig, size: int
-) -> np.ndarray:
-    if "alpha" not in record:
-        return image_data.crop(record["image"], rng, augment, size)
-    return image_data.augment(record["image"], record["alpha"][..., 0], rng, augment, size)
-
-
-def _iterate(
-    length: int,
-    view: Callable[[int, np.random.Generator], dict[str, np.ndarray]],
+def view_batches(
+    config: ConfigDict,
+    view: views.View,
     batch_size: int,
     seed: int,
-    process_index: int | None,
-    process_count: int | None,
-    threads: int,
+    process_index: int | None = None,
+    process_count: int | None = None,
+    threads: int | None = None,
+    workers: int | None = None,
 ) -> Batches:
+    """Views of records, each record once an epoch.
+
+    Args:
+      view: makes the arrays of one row.
+      others: see `image_batches`.
+    """
     index, count = process_share(process_index, process_count)
-    views = (
-        grain.MapDataset.range(length)
-        .seed(seed % 2**32)
-        .shuffle()
-        .repeat()
-        .random_map(view)
-        # After the random map, so that a view does not depend on the number of processes.
-        .slice(slice(index, None, count))
-        .batch(local_rows(batch_size, count), drop_remainder=True)
-    )
+    threads, workers = _helpers(config, threads, workers)
+    rows = local_rows(batch_size, count)
+    # After the random map, so that a view does not depend on the number of processes.
+    share = slice(index, None, count)
+    chosen = grain.MapDataset.range(len(view.records)).seed(seed % 2**32).shuffle().repeat()
+    if workers:
+        # Everything but the views is so quickly made that one thread does it.
+        wanted = chosen.random_map(views.Drawn.of).slice(share)
+        wanted = wanted.batch(rows, drop_remainder=True, batch_fn=list)
+        readers = Workers(views.Stacks(views.SeenAs(view)), workers)
+        plain = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        made: grain.IterDataset[dict[str, np.ndarray]]
+        made = Ahead(wanted.to_iter_dataset(plain), readers, list, lambda _, found: found)
+        ahead = grain.experimental.ThreadPrefetchIterDataset(made, prefetch_buffer_size=PREFETCH)
+        return Batches(iter(ahead))
+    seen = chosen.random_map(view).slice(share).batch(rows, drop_remainder=True)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=PREFETCH * (threads > 0))
-    return Batches(iter(views.to_iter_dataset(options)))
+    return Batches(iter(seen.to_iter_dataset(options)))
+
+
+def _helpers(config: ConfigDict, threads: int | None, workers: int | None) -> tuple[int, int]:
+    """The numbers of threads and worker processes: the config's, where they are not given."""
+    return (
+        config.data.threads if threads is None else threads,
+        config.data.workers if workers is None else workers,
+    )
 
 
 def process_share(index: int | None, count: int | None) -> tuple[int, int]:

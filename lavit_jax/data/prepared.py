@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import collections
+import functools
 import itertools
 import json
 import os
@@ -17,7 +18,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from lavit_jax.data import images as image_data
 from lavit_jax.data import record
 from lavit_jax.data.sources.base import Broken, Raw
-from lavit_jax.data.tally import Watch
+from lavit_jax.data.tally import Tally, Watch
 from lavit_jax.errors import UserError
 
 INDEX = "index.json"
@@ -66,6 +67,13 @@ class ShardReader:
         self._ends = list(itertools.accumulate(shard["examples"] for shard in shards))
         self._open: collections.OrderedDict[int, ArrayRecordReader] = collections.OrderedDict()
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy in another process opens its shards itself."""
+        return {**self.__dict__, "_open": collections.OrderedDict(), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -148,7 +156,11 @@ class Sound(Sequence[T], Generic[T]):
           max_bad_share: the share of broken items past which reading stops.
         """
         self._items, self._use, self._watch = items, use, Watch(max_bad_share)
-        self.tally = self._watch.tally
+
+    @property
+    def tally(self) -> Tally:
+        """What was counted."""
+        return self._watch.tally
 
     def __len__(self) -> int:
         return len(self._items)
@@ -226,17 +238,7 @@ def examples(
       UserError: as `read_index`.
     """
 
-    def use(raw: Raw) -> Record | Broken:
-        found = _texts(raw)
-        if isinstance(found, Broken) or raw.image is None:
-            return found
-        try:
-            found["image"] = image_data.decode_image(raw.image, raw.origin, least=image_size)
-        except image_data.ImageError as error:
-            return Broken(error.reason, raw.origin, str(error))
-        return found
-
-    return Sound(Prepared(folder), use, max_bad_share)
+    return Sound(Prepared(folder), functools.partial(_decoded, image_size), max_bad_share)
 
 
 def texts(folder: str | os.PathLike[str], max_bad_share: float) -> Sound[Record]:
@@ -246,6 +248,17 @@ def texts(folder: str | os.PathLike[str], max_bad_share: float) -> Sound[Record]
       UserError: as `read_index`.
     """
     return Sound(Prepared(folder), _texts, max_bad_share)
+
+
+def _decoded(image_size: int, raw: Raw) -> Record | Broken:
+    found = _texts(raw)
+    if isinstance(found, Broken) or raw.image is None:
+        return found
+    try:
+        found["image"] = image_data.decode_image(raw.image, raw.origin, least=image_size)
+    except image_data.ImageError as error:
+        return Broken(error.reason, raw.origin, str(error))
+    return found
 
 
 def _texts(raw: Raw) -> Record | Broken:

@@ -1,4 +1,4 @@
-"""How fast a core turns shards into batches, step by step, and what a pod needs of each host.
+"""How fast a core turns shards into batches, step by step.
 
 Rates are per second of processor time of one core, so that other work on the machine does not
 change them. Language model ids stand in: one for each byte of a caption, and random visual ids.
@@ -6,6 +6,7 @@ change them. Language model ids stand in: one for each byte of a caption, and ra
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import time
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from lavit_jax.data import images as image_data
-from lavit_jax.data import packing, prepared
+from lavit_jax.data import packing, pipeline, prepared, views
 from lavit_jax.data.images import AugmentConfig
 from lavit_jax.data.layout import Condition, Example, SpecialIds, image_text
 from lavit_jax.data.sources.base import Raw
@@ -26,6 +27,9 @@ from lavit_jax.errors import UserError
 HELD = 256  # images measured, again and again
 KEPT_SHARE = 1 / 3
 ROWS = 8  # of a packed batch
+GATHERED = 32  # images of a batch that a worker reads
+LISTED = 1 << 16
+ROUNDS = 5  # in which all steps are timed; the median counts
 
 
 def measure(config: ConfigDict, folder: str | os.PathLike[str], seconds: float) -> dict[str, Any]:
@@ -34,11 +38,11 @@ def measure(config: ConfigDict, folder: str | os.PathLike[str], seconds: float) 
     Args:
       config: for the size of images and rows.
       folder: a prepared data set with images.
-      seconds: for each step.
+      seconds: for each step, over all rounds.
 
     Returns:
-      JSON-able: images per second and core for each step, useful tokens, bytes per second to the
-      device.
+      JSON-able: images per second and core for each step and for gathering what worker processes
+      read, useful tokens, bytes per second to the device.
 
     Raises:
       UserError: no prepared data set, or no images in it.
@@ -65,21 +69,30 @@ def measure(config: ConfigDict, folder: str | os.PathLike[str], seconds: float) 
         ),
         "preprocess": preprocess,
     }
-    rates = {name: _rate(step, seconds) for name, step in steps.items()}
-    rates["pack"] = packed.rate(seconds, lambda place: decoded[place % len(decoded)][:size, :size])
     augmenting = np.random.default_rng(0)
     examples = prepared.examples(folder, size, max_bad_share=1.0)
 
     def from_shard(place: int) -> np.ndarray:
         return image_data.crop(examples[place % places]["image"], augmenting, augment, size)
 
-    rates["jpeg_to_packed_batch"] = packed.rate(seconds, from_shard)
+    def rates() -> dict[str, float]:
+        share = seconds / ROUNDS
+        found = {name: _rate(step, share) for name, step in steps.items()}
+        found["pack"] = packed.rate(
+            share, lambda place: decoded[place % len(decoded)][:size, :size]
+        )
+        found["jpeg_to_packed_batch"] = packed.rate(share, from_shard)
+        return found
+
+    rounds = [rates() for _ in range(ROUNDS)]
+    found = {name: float(np.median([each[name] for each in rounds])) for name in rounds[0]}
+    found["gather"] = _gathered(config, decoded[:GATHERED], seconds)
     sides = np.median([image.shape[:2] for image in decoded], axis=0)
     return {
         "data": os.fspath(folder),
         "image_size": size,
         "stored_pixels": [int(side) for side in sides],
-        "images_per_second_per_core": {name: round(rate, 1) for name, rate in rates.items()},
+        "images_per_second_per_core": {name: round(rate, 1) for name, rate in found.items()},
         "useful_tokens": round(packed.useful, 4),
         "transfer_mb_per_second": round(_transfer(packed.batch, seconds) / 1e6, 1),
     }
@@ -98,7 +111,8 @@ def _images(stored: prepared.Prepared) -> Iterator[Raw]:
 
 def _pillow(data: bytes) -> np.ndarray:
     """What any loader has to do at least: the limit of this machine."""
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    image = Image.open(io.BytesIO(data))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _rate(step: Callable[[int], Any], seconds: float) -> float:
@@ -108,6 +122,24 @@ def _rate(step: Callable[[int], Any], seconds: float) -> float:
         step(number)
         number += 1
     return number / (time.process_time() - begun)
+
+
+def _gathered(config: ConfigDict, images: list[np.ndarray], seconds: float) -> float:
+    """Images per second of this process's time, where a worker process reads them."""
+    augment, size = AugmentConfig.of(config.data.augment), config.model.image_size
+    # A long list of few images: of a short one, shuffling takes longer than all the rest.
+    records = [{"image": image} for image in images] * (LISTED // len(images))
+    view = views.ImageView(records, augment, size)
+    with contextlib.closing(
+        pipeline.view_batches(
+            config, view, len(images), 0, process_index=0, process_count=1, workers=1
+        )
+    ) as batches:
+        next(batches)
+        until, begun, count = time.monotonic() + seconds, time.process_time(), 0
+        while not count or time.monotonic() < until:
+            count += len(next(batches)["images"])
+        return count / (time.process_time() - begun)
 
 
 def _transfer(batch: dict[str, np.ndarray], seconds: float) -> float:
@@ -170,28 +202,6 @@ class _Packed:
         return images / (time.process_time() - begun)
 
 
-def needs(config: ConfigDict, step_seconds: float, hosts: int) -> dict[str, Any]:
-    """What each phase of a config asks of each host.
-
-    Args:
-      config: the experiment.
-      step_seconds: a training step's duration; 0 where it is not known.
-      hosts: that share each batch.
-
-    Returns:
-      For each phase the images of a step, at most, for each host, and by the second if known.
-    """
-    found = {}
-    for name in config.schedule:
-        phase = config.phases[name]
-        each = config.data.images_per_row if phase.objective == "unified" else 1
-        images = phase.batch_size * each / hosts
-        found[name] = {"images_per_step_and_host": images}
-        if step_seconds:
-            found[name]["images_per_second_and_host"] = images / step_seconds
-    return found
-
-
 def describe(found: dict[str, Any]) -> str:
     """The rates for people."""
     height, width = found["stored_pixels"]
@@ -207,15 +217,9 @@ def describe(found: dict[str, Any]) -> str:
         ("preprocess", "cut and resized"),
         ("pack", "laid out, packed and stacked"),
         ("jpeg_to_packed_batch", "all of it, one after the other"),
+        ("gather", "what one process can gather from its workers"),
     ):
         lines.append(f"  {name:22} {rates[name]:10,.0f}   {what}")
     lines.append(f"  useful tokens of packed rows: {found['useful_tokens']:.1%}")
     lines.append(f"  to the device: {found['transfer_mb_per_second']:,.0f} MB/s")
-    best = rates["jpeg_to_packed_batch"]
-    for name, need in found["needs"].items():
-        text = f"  phase {name}: {need['images_per_step_and_host']:g} images a step and host"
-        if "images_per_second_and_host" in need:
-            second = need["images_per_second_and_host"]
-            text += f", {second:,.0f} a second: {second / best:.1f} cores"
-        lines.append(text)
     return "\n".join(lines)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +16,7 @@ from lavit_jax.data.mixture import KINDS, ExampleMaker, check_shares
 from lavit_jax.data.packing import Staged
 from lavit_jax.data.streams import Mixture, Stream
 from lavit_jax.data.text import TextTokenizer
+from lavit_jax.data.views import Images, Together
 from lavit_jax.data.visual_ids import VisualIds
 from lavit_jax.errors import UserError
 
@@ -30,22 +29,6 @@ DEFAULTS: dict[str, Any] = {
     "cap": 0,
     "visual_ids": "",
 }
-Images = Sequence[np.ndarray]
-
-
-class Together(Sequence[np.ndarray]):
-    """The images of all sources in one list."""
-
-    def __init__(self, parts: Sequence[Images]) -> None:
-        self._parts = list(parts)
-        self._ends = list(itertools.accumulate(map(len, parts)))
-
-    def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    def __getitem__(self, index: Any) -> Any:
-        part = bisect.bisect_right(self._ends, index)
-        return self._parts[part][index - (self._ends[part - 1] if part else 0)]
 
 
 class Several(NamedTuple):

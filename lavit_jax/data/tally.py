@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from lavit_jax.data.sources.base import NOT_DOWNLOADED, Broken
 from lavit_jax.errors import UserError
@@ -95,6 +95,13 @@ class Tally:
         return tally
 
 
+class Note(NamedTuple):
+    """What came of reading an example: `broken` is None where it is good."""
+
+    place: int
+    broken: Broken | None
+
+
 class Watch:
     """Counts what a running loader reads, logs each broken example once, and stops at a limit.
 
@@ -129,3 +136,37 @@ class Watch:
                 self._known.add(place)
                 logger.warning("skipped %s: %s %s", broken.origin, broken.reason, broken.detail)
             self.tally.check(self._limit, SETTING)
+
+    def add(self, note: Note) -> None:
+        """Counts what was noted elsewhere.
+
+        Raises:
+          TooManyBroken: as `broken`.
+        """
+        if note.broken is None:
+            self.good()
+        else:
+            self.broken(note.place, note.broken)
+
+
+class Notes(Watch):
+    """Stands for a `Watch` in another process: counts for itself, never stops, and takes notes."""
+
+    def __init__(self) -> None:
+        super().__init__(max_bad_share=1.0)
+        self._notes: list[Note] = []
+
+    def good(self) -> None:
+        """Notes a good example."""
+        self.tally.good += 1
+        self._notes.append(Note(-1, None))
+
+    def broken(self, place: int, broken: Broken) -> None:
+        """Notes a broken one."""
+        self.tally.add_broken(broken)
+        self._notes.append(Note(place, broken))
+
+    def take(self) -> list[Note]:
+        """The notes since the last time."""
+        taken, self._notes = self._notes, []
+        return taken

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from lavit_jax.errors import UserError
@@ -26,6 +27,7 @@ class Chip:
       axes: dimensions of the torus.
       numbered_by: what the number in a product name counts per chip.
       most: chips of the largest slice.
+      hosts: virtual cores of a host by its number of chips.
       fused: whether the compiler has to be told that a chip's two cores are one device.
     """
 
@@ -38,6 +40,7 @@ class Chip:
     axes: int
     numbered_by: int
     most: int
+    hosts: Mapping[int, int] = dataclasses.field(hash=False)
     fused: bool = False
 
     def usable(self, share: float = 1.0) -> float:
@@ -47,11 +50,12 @@ class Chip:
 
 # Peaks and memory as Google states them; rates of wires from the links of a chip (4.5e10 bytes each
 # way on v4 and v5e, 9e10 on v5p and v6e), of the network between slices from 4 or 8 chips a host.
+# Hosts are Google's machine types, such as ct5p-hightpu-4t.
 CHIPS: dict[str, Chip] = {
-    "v4": Chip("v4", 275e12, 32e9, 1.2e12, 2.7e11, 6.25e9, 3, 2, 4096, fused=True),
-    "v5e": Chip("v5e", 197e12, 16e9, 0.82e12, 1.8e11, 3.1e9, 2, 1, 256),
-    "v5p": Chip("v5p", 459e12, 95e9, 2.77e12, 5.4e11, 6.25e9, 3, 2, 8192),
-    "v6e": Chip("v6e", 918e12, 32e9, 1.64e12, 3.6e11, 12.5e9, 2, 1, 256),
+    "v4": Chip("v4", 275e12, 32e9, 1.2e12, 2.7e11, 6.25e9, 3, 2, 4096, {4: 240}, fused=True),
+    "v5e": Chip("v5e", 197e12, 16e9, 0.82e12, 1.8e11, 3.1e9, 2, 1, 256, {1: 24, 4: 112, 8: 224}),
+    "v5p": Chip("v5p", 459e12, 95e9, 2.77e12, 5.4e11, 6.25e9, 3, 2, 8192, {4: 208}),
+    "v6e": Chip("v6e", 918e12, 32e9, 1.64e12, 3.6e11, 12.5e9, 2, 1, 256, {1: 44, 4: 180, 8: 180}),
 }
 ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v6": "v6e", "trillium": "v6e"}
 
@@ -79,6 +83,22 @@ class Topology:
         for size in self.shape:
             total *= size
         return total
+
+    @property
+    def host_chips(self) -> int:
+        """Chips of a host: all of a slice that fits one, else 4, as in every larger slice."""
+        chips = self.chips // self.slices
+        return chips if chips in self.chip.hosts else 4
+
+    @property
+    def hosts(self) -> int:
+        """Of all slices."""
+        return -(-self.chips // self.host_chips)
+
+    @property
+    def host_cores(self) -> int:
+        """Virtual cores of a host."""
+        return self.chip.hosts[self.host_chips]
 
     @property
     def libtpu_name(self) -> str:

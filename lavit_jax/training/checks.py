@@ -21,6 +21,7 @@ COUNTS = (  # field, least
     ("data.variants", 1),
     ("data.held_out", 0),
     ("data.threads", 0),
+    ("data.workers", 0),
     ("checkpoint.every", 1),
     ("checkpoint.keep", 1),
     ("checkpoint.keep_every", 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import jax
@@ -56,9 +57,10 @@ def _features(
     )
     wanted = FEATURES_PER_CODE * m.config.quantizer.codes
     found: list[np.ndarray] = []
-    while sum(map(len, found)) < wanted:
-        interruption.stop_if_requested()
-        images = feed.to_mesh(next(batches), run.mesh)["images"]
-        z, valid = jax.device_get(compiled(current.params, images))
-        found.append(z[valid])
+    with contextlib.closing(batches):
+        while sum(map(len, found)) < wanted:
+            interruption.stop_if_requested()
+            images = feed.to_mesh(next(batches), run.mesh)["images"]
+            z, valid = jax.device_get(compiled(current.params, images))
+            found.append(z[valid])
     return np.concatenate(found)[:wanted]

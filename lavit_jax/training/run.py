@@ -31,9 +31,10 @@ from lavit_jax.training.storage import Storage
 
 # What is kept of a work directory's data and depends on the config; `data/` knows by itself.
 MADE_BY_CONFIG = ("text.model", "visual_ids.npz")
-# Groups of the config that change nothing of what is learned, the mesh but for rounding: they may
-# differ between launches.
+# Groups and fields of the config that change nothing of what is learned, the mesh but for rounding:
+# they may differ between launches.
 FREE = ("checkpoint", "evaluation", "log", "health", "mesh")
+FREE_FIELDS = ("data.threads", "data.workers", "data.max_bad_share")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +112,12 @@ def _differences(stored: Path, text: str) -> list[str] | None:
     if not stored.exists():
         return None
     changed = configs.differences(read_json(stored), json.loads(text))
-    bound = [line for line in changed if line.partition(".")[0] not in FREE]
+    bound = [line for line in changed if not _is_free(line.partition(":")[0])]
     return None if changed and not bound else bound
+
+
+def _is_free(field: str) -> bool:
+    return field.partition(".")[0] in FREE or field in FREE_FIELDS
 
 
 def prepare(config: ConfigDict, workdir: Path) -> tuple[Path, TextTokenizer]:

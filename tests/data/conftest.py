@@ -26,6 +26,7 @@ def config() -> ConfigDict:
                 "visual_ids": "",
                 "sources": {},
                 "threads": 1,
+                "workers": 0,
                 "weigh_by": "examples",
                 "curriculum": (),
                 "languages": ("en",),

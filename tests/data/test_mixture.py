@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lavit_jax.data import mixture
+from lavit_jax.data import mixture, views
 from lavit_jax.data.mixture import ExampleMaker
 from lavit_jax.errors import UserError
 
@@ -101,10 +101,10 @@ def test_text_is_dropped_as_often_as_the_config_says(config, records, tokenizer,
 
 def test_the_canonical_caption_comes_as_often_as_the_config_says():
     rng = np.random.default_rng(0)
-    drawn = Counter(mixture.choose_caption(("a", "b", "c"), rng, 0.6) for _ in range(3000))
+    drawn = Counter(views.choose_caption(("a", "b", "c"), rng, 0.6) for _ in range(3000))
     assert abs(drawn["a"] / 3000 - 0.6) < 0.03
     assert abs(drawn["b"] / 3000 - 0.2) < 0.03
-    assert mixture.choose_caption(("a",), rng, 0.0) == "a"
+    assert views.choose_caption(("a",), rng, 0.0) == "a"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lavit_jax.data import images as image_data
-from lavit_jax.data import packing, pipeline
+from lavit_jax.data import packing, pipeline, views
 from lavit_jax.data.visual_ids import VisualIdCache
 from lavit_jax.errors import UserError
 
@@ -78,8 +78,8 @@ def test_pairs_have_a_caption_of_their_picture(open_batches, tokenizer, records)
 
 
 def test_a_long_text_loses_its_end_but_not_its_eos():
-    assert pipeline.ended([5, 6, 7, 8], 3).tolist() == [5, 6, 2]
-    assert pipeline.ended([5], 3).tolist() == [5, 2, 0]
+    assert views.ended([5, 6, 7, 8], 3).tolist() == [5, 6, 2]
+    assert views.ended([5], 3).tolist() == [5, 2, 0]
 
 
 def test_unified_batches_have_their_shapes(open_batches):

@@ -156,13 +156,17 @@ def test_epochs_and_caps_end_a_source(open_batches, mixed_config, tokenizer):
             next(batches)
 
 
-def test_the_number_of_threads_does_not_matter(open_batches):
-    alone, together = open_batches(threads=1), open_batches(threads=3)
+def test_the_number_of_threads_or_workers_does_not_matter(open_batches):
+    alone = open_batches(threads=1)
+    others = [open_batches(threads=3), open_batches(workers=2)]
     for _ in range(2):
-        one, other = next(alone), next(together)
+        one = next(alone)
         assert one["images"].any()
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name])
+        for other in map(next, others):
+            assert one.keys() == other.keys()
+            for name in one:
+                np.testing.assert_array_equal(one[name], other[name])
+    assert all(other.get_state() == alone.get_state() for other in others)
 
 
 def test_processes_share_one_global_batch(open_batches):

@@ -31,6 +31,16 @@ def test_product_names_become_shapes(name, libtpu, chips):
 def test_slices_multiply_chips():
     found = topology.parse("v6e-256", slices=4)
     assert (found.chips, found.title) == (1024, "4 x v6e-256")
+    assert (found.hosts, found.host_cores) == (256, 180)
+
+
+@pytest.mark.parametrize(
+    ("name", "hosts", "cores"),
+    [("v5p-128", 16, 208), ("v5e-256", 64, 112), ("v5e-8", 1, 224), ("v5e-1", 1, 24)],
+)
+def test_hosts_are_the_machines_that_are_sold(name, hosts, cores):
+    found = topology.parse(name)
+    assert (found.hosts, found.host_cores) == (hosts, cores)
 
 
 @pytest.mark.parametrize(

@@ -33,11 +33,18 @@ def test_what_changes_nothing_of_what_is_learned_may_change_between_launches(tmp
     (tmp_path / "checkpoints" / "20").mkdir(parents=True)
     (tmp_path / "text.model").write_text("mine")
     run.claim_workdir(
-        mini_config("--config.checkpoint.every=7", "--config.health.rewinds=1"),
+        mini_config(
+            "--config.checkpoint.every=7",
+            "--config.health.rewinds=1",
+            "--config.data.threads=3",
+            "--config.data.workers=2",
+            "--config.data.max_bad_share=0.5",
+        ),
         storage.on_disk(tmp_path),
     )
     stored = json.loads((tmp_path / "config.json").read_text())
     assert (stored["checkpoint"]["every"], stored["health"]["rewinds"]) == (7, 1)
+    assert (stored["data"]["threads"], stored["data"]["workers"]) == (3, 2)
     assert (tmp_path / "text.model").exists()
 
 
