@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from lavit_jax.cli.common import add_json, number, print_json
+from lavit_jax.errors import UserError
 
 EXAMPLES = """\
 examples:
@@ -60,14 +61,18 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
         help="size of a shard, about (default: 256)",
     )
     parser.add_argument(
-        "--runner", choices=("local", "direct", "dataflow"), default="local", help="default: local"
+        "--runner",
+        choices=("local", "direct", "dataflow", "flink", "spark"),
+        default="local",
+        help="what does the work: processes of this machine, or a runner of Apache Beam "
+        "(default: local)",
     )
     parser.add_argument(
         "--beam",
         action="append",
         default=[],
         metavar="--OPTION=VALUE",
-        help="of the Beam pipeline, with --runner direct or dataflow; may be repeated",
+        help="of the Beam pipeline, with any --runner but local; may be repeated",
     )
     parser.add_argument(
         "--workers",
@@ -94,6 +99,8 @@ def _prepare(args: argparse.Namespace) -> None:
     options = Options(args.split, args.data_dir, args.image_field, args.caption_field)
     job = tasks.Job(args.source, args.destination, options, int(args.shard_mb * 1e6))
     if args.runner == "local":
+        if args.beam:
+            raise UserError(f"--beam={args.beam[0]} goes with --runner direct, dataflow, ...")
         runner = run.local_runner(args.workers)
     else:
         from lavit_jax.data.prepare.beam import beam_runner

@@ -148,7 +148,11 @@ def tokenize_dataset(
         _check_same(done, plan, stamp, destination)
         return done
     alone = jax.process_count() == 1
-    with store.claimed() if alone else contextlib.nullcontext():
+    with store.claimed(say) if alone else contextlib.nullcontext():
+        done = store.read_json(prepared.INDEX) if alone else None  # by another, meanwhile
+        if done is not None:
+            _check_same(done, plan, stamp, destination)
+            return done
         begun = store.read_json(PLAN)
         if begun is not None:
             _check_same(begun, plan, stamp, destination)
@@ -166,9 +170,9 @@ def tokenize_dataset(
         index = {**plan, "images": len(images), "bytes": size, "shards": written}
         if jax.process_index() == 0:
             store.write_json(prepared.INDEX, index)
-    _meet("every receipt is read")
-    if jax.process_index() == 0:
-        store.remove_work()
+        _meet("every receipt is read")
+        if jax.process_index() == 0:
+            store.remove_work()
     return index
 
 
