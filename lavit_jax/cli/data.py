@@ -17,6 +17,7 @@ examples:
   lavit data prepare gs://bucket/parquet gs://bucket/prepared --runner dataflow \\
       --beam=--project=mine --beam=--temp_location=gs://bucket/tmp
   lavit data inspect data/laion
+  lavit data inspect gs://bucket/prepared --shards 2
   lavit data bench data/laion
 """
 
@@ -106,7 +107,7 @@ def _prepare(args: argparse.Namespace) -> None:
         from lavit_jax.data.prepare.beam import beam_runner
 
         runner = beam_runner(args.runner, args.beam)
-    index = run.prepare(job, runner, args.max_bad_share, lambda text: print(text, file=sys.stderr))
+    index = run.prepare(job, runner, args.max_bad_share, _say)
     if args.json:
         print_json({"data": args.destination, **index})
         return
@@ -118,8 +119,16 @@ def _prepare(args: argparse.Namespace) -> None:
         print(f"  left out: {count} {reason}")
 
 
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DST", type=Path, help="a prepared data set")
+    parser.add_argument(
+        "data",
+        metavar="DST",
+        help="a prepared data set; also in a bucket, of which shards are fetched",
+    )
     parser.add_argument(
         "--most",
         type=number(int, 1),
@@ -128,21 +137,28 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
         help="examples looked at, evenly spread (default: 10000)",
     )
     parser.add_argument(
+        "--shards",
+        type=number(int, 1),
+        metavar="N",
+        help="of which they are at most, evenly spread (default: all, in a bucket 8)",
+    )
+    parser.add_argument(
         "--sheet",
         type=Path,
         metavar="PNG",
-        help="where the contact sheet is written (default: DST/contact_sheet.png)",
+        help="where the contact sheet is written (default: DST/contact_sheet.png, of a bucket "
+        "./contact_sheet.png)",
     )
     add_json(parser)
 
 
 def _inspect(args: argparse.Namespace) -> None:
+    from lavit_jax.data import copies
     from lavit_jax.report import survey
 
-    found = survey.survey(args.data, args.most)
-    sheet = args.sheet or args.data / "contact_sheet.png"
-    if survey.write_sheet(args.data, sheet):
-        found["contact_sheet"] = str(sheet)
+    folder = Path() if copies.is_remote(args.data) else Path(args.data)
+    sheet = args.sheet or folder / "contact_sheet.png"
+    found = survey.survey(args.data, args.most, args.shards, sheet, _say)
     if args.json:
         print_json(found)
         return
@@ -150,7 +166,9 @@ def _inspect(args: argparse.Namespace) -> None:
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DST", type=Path, help="a prepared data set with images")
+    parser.add_argument(
+        "data", metavar="DST", help="a prepared data set with images; also in a bucket"
+    )
     parser.add_argument(
         "--config",
         default="configs/twemoji.py",

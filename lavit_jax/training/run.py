@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -34,6 +35,7 @@ MADE_BY_CONFIG = ("text.model", "visual_ids.npz")
 # Groups of the config that change nothing of what is learned, the mesh but for rounding: they may
 # differ between launches.
 FREE = ("checkpoint", "evaluation", "log", "health", "mesh")
+FREE_FIELDS = ("data.cache",)  # likewise, single fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +113,12 @@ def _differences(stored: Path, text: str) -> list[str] | None:
     if not stored.exists():
         return None
     changed = configs.differences(read_json(stored), json.loads(text))
-    bound = [line for line in changed if line.partition(".")[0] not in FREE]
+    bound = [line for line in changed if not _free(line.partition(":")[0])]
     return None if changed and not bound else bound
+
+
+def _free(field: str) -> bool:
+    return field.partition(".")[0] in FREE or field in FREE_FIELDS
 
 
 def prepare(config: ConfigDict, workdir: Path) -> tuple[Path, TextTokenizer]:
@@ -146,9 +152,15 @@ def start(config: ConfigDict, place: Storage, started: float | None = None) -> R
         check_batch(phase, mesh)
     starting.check(config, phases)
     first_alone(lambda: claim_workdir(config, place))
+    # Every machine for itself and all at once; of processes of one machine the first.
+    datasets.bring(config, _say if jax.process_index() == 0 else lambda _: None)
     data_dir, text = first_alone(lambda: prepare(config, place.local))
     modules = lavit.build_modules(lavit_config(config.model.to_dict(), text.vocab_size))
     return Run(config, place, data_dir, text, modules, mesh, phases, started)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def check_batch(phase: Phase, mesh: Mesh) -> None:

@@ -28,7 +28,7 @@ from lavit_jax.convert.published import Published
 from lavit_jax.data import images as image_data
 from lavit_jax.data import prepared, stored_ids
 from lavit_jax.data.prepare.store import WORK, Store
-from lavit_jax.data.prepare.tasks import WRITER
+from lavit_jax.data.prepare.tasks import WRITER, sha256
 from lavit_jax.data.stored_ids import Stamp, Tokens
 from lavit_jax.errors import UserError
 from lavit_jax.models import lavit
@@ -255,9 +255,9 @@ def _write(store: Store, shard: _Shard, images: Sequence[Record], tokenizer: _To
             for key, pixels in stack:
                 writer.write(stored_ids.encode(key, NOTHING if pixels is None else next(found)))
         writer.close()
-        size = aside.stat().st_size
+        size, digest = aside.stat().st_size, sha256(aside)
         store.publish(aside, shard.name)
-    receipt = {"name": shard.name, "examples": shard.count, "bytes": size}
+    receipt = {"name": shard.name, "examples": shard.count, "bytes": size, "sha256": digest}
     store.write_json(shard.receipt, receipt)
 
 
