@@ -35,7 +35,7 @@ MADE_BY_CONFIG = ("text.model", "visual_ids.npz")
 # Groups of the config that change nothing of what is learned, the mesh but for rounding: they may
 # differ between launches.
 FREE = ("checkpoint", "evaluation", "log", "health", "mesh")
-FREE_FIELDS = ("data.cache",)  # likewise, single fields
+FREE_FIELDS = ("data.cache",)  # single fields of other groups, likewise
 
 
 @dataclasses.dataclass(frozen=True)
