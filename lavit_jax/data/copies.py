@@ -281,7 +281,9 @@ def _size(path: Path) -> int:
 
 def _progress(url: str, done: int, total: int, seconds: float) -> str:
     rate = done / seconds
+    left = (total - done) / rate
+    shown = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
     return (
         f"copying {url}: {done / 1e9:.2f} of {total / 1e9:.2f} GB, {rate / 1e6:.0f} MB/s, "
-        f"{(total - done) / rate / 60:.0f} min left"
+        f"{shown} left"
     )

@@ -136,6 +136,7 @@ class Store:
         """
         data = (json.dumps(document, indent=1) + "\n").encode()
         try:
+            self._fs.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
             self._fs.pipe_file(self.path(name), data, mode="create")
         except OSError as error:  # "there is one" is said differently by each store
             if not self.exists(name):

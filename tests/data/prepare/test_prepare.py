@@ -317,13 +317,14 @@ def impatient(monkeypatch):
 
 def test_two_machines_do_not_meet_in_a_bucket(tmp_path, impatient):
     source, told = tars(tmp_path / "src", 1, 1), []
-    with (
-        Store("memory://claimed/set").claimed(),
-        pytest.raises(UserError, match=r"another process is preparing memory://claimed/set: \S+@"),
-    ):
-        run.prepare(job(source, "memory://claimed/set"), ALONE, say=told.append)
-    assert "waiting to see whether it is at work" in told[0]
-    assert not Store("memory://claimed/set").exists(claim.CLAIM)
+    for bucket in ("memory://claimed", f"local://{tmp_path}/claimed"):
+        with (
+            Store(bucket).claimed(),
+            pytest.raises(UserError, match=rf"another process is preparing {bucket}: \S+@"),
+        ):
+            run.prepare(job(source, bucket), ALONE, say=told.append)
+        assert "waiting to see whether it is at work" in told[-1]
+        assert not Store(bucket).exists(claim.CLAIM)
 
 
 def test_the_claim_of_a_machine_that_died_is_taken_over(tmp_path, impatient):
