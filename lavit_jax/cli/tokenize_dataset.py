@@ -17,7 +17,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SRC", help="a folder of `lavit data prepare`")
+    parser.add_argument("source", metavar="SRC", help="of `lavit data prepare`; a folder or gs://")
     parser.add_argument("destination", metavar="DST", help="gets the ids; a folder or gs://")
     parser.add_argument(
         "--checkpoint",

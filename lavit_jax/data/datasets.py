@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from lavit_jax.data import emoji_names, prepared, twemoji
+from lavit_jax.data import copies, emoji_names, prepared, twemoji
 from lavit_jax.errors import UserError
 
 Record = dict[str, Any]
@@ -47,6 +47,28 @@ def prepare(config: ConfigDict, data_dir: str | os.PathLike[str]) -> None:
         _check_folder(config.data.dataset)
 
 
+def here(config: ConfigDict, folder: str) -> str:
+    """Where a prepared folder is on this machine: of a URL, its copy.
+
+    Raises:
+      UserError: as `copies.bring`.
+    """
+    return copies.place(folder, config.data.get("cache", ""))
+
+
+def bring(config: ConfigDict, say: copies.Say) -> None:
+    """Copies all that a config reads from buckets to this machine, ids that are made among it.
+
+    Raises:
+      UserError: as `copies.bring`.
+    """
+    data = config.data
+    named = [data.dataset, *(source.get("path", "") for source in data.sources.values())]
+    ids = [data.visual_ids, *(source.get("visual_ids", "") for source in data.sources.values())]
+    named += [folder for folder in ids if copies.is_remote(folder) and prepared.has_index(folder)]
+    copies.bring(named, data.get("cache", ""), say)
+
+
 def load_split(
     config: ConfigDict, data_dir: str | os.PathLike[str], split: str
 ) -> Sequence[Record]:
@@ -75,14 +97,14 @@ def load_texts(
 
 def load_prepared(config: ConfigDict, folder: str, split: str) -> Sequence[Record]:
     """The records of a split of a prepared folder, text alone among them."""
-    place, data = str(Path(folder).resolve()), config.data
+    place, data = here(config, folder), config.data
     found = _examples(place, config.model.image_size, data.max_bad_share)
     return prepared.Split(found, data.held_out, split == TRAIN)
 
 
 def load_prepared_texts(config: ConfigDict, folder: str, split: str) -> Sequence[Record]:
     """The same without images."""
-    place, data = str(Path(folder).resolve()), config.data
+    place, data = here(config, folder), config.data
     found = _texts(place, data.max_bad_share)
     return prepared.Split(found, data.held_out, split == TRAIN)
 
@@ -97,7 +119,7 @@ _texts = functools.lru_cache(maxsize=32)(prepared.texts)
 
 
 def _check_folder(folder: str) -> None:
-    if not Path(folder).exists():
+    if not copies.is_remote(folder) and not Path(folder).exists():
         raise UserError(
             f"config.data.dataset={folder!r}: expected {TWEMOJI!r} or a folder that "
             "`lavit data prepare` wrote"
@@ -123,7 +145,7 @@ def sentences(config: ConfigDict, data_dir: str | os.PathLike[str]) -> Iterator[
     if config.data.dataset == TWEMOJI:
         yield from twemoji.sentences(twemoji.source(TRAIN, data_dir, tuple(config.data.languages)))
         return
-    stored = prepared.Prepared(config.data.dataset)
+    stored = prepared.Prepared(here(config, config.data.dataset))
     split: Sequence[Any] = prepared.Split(stored, config.data.held_out, train=True)
     count = min(len(split), SENTENCES)
     for place in range(count):

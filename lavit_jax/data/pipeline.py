@@ -289,7 +289,7 @@ def load_ids(config: ConfigDict, folder: str, stamp: Stamp | None, examples: int
     """
     if stamp is None:
         raise ValueError("stored visual ids need a stamp to be checked against")
-    stored = stored_ids.StoredIds(folder, stamp, examples)
+    stored = stored_ids.StoredIds(folder, stamp, examples, lambda url: datasets.here(config, url))
     patches = (config.model.image_size // config.model.patch_size) ** 2
     _check_ids(stored_ids.IdsOf(stored, stored.patches), examples, patches, "make them anew")
     split = prepared.Split(stored, config.data.held_out, train=True)

@@ -15,13 +15,14 @@ from typing import Any, Generic, TypeVar
 
 from array_record.python.array_record_module import ArrayRecordReader
 
+from lavit_jax.data import copies, record
 from lavit_jax.data import images as image_data
-from lavit_jax.data import record
 from lavit_jax.data.sources.base import Broken, Raw
 from lavit_jax.data.tally import Tally, Watch
 from lavit_jax.errors import UserError
 
 INDEX = "index.json"
+PLAN = ".work/plan.json"
 OPEN_SHARDS = 256
 TRIES = 100  # neighbours tried in place of a broken example
 LEAST_SPLIT = 10  # examples of which one is held out
@@ -35,35 +36,53 @@ def read_index(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
       UserError: no such folder, one whose preparation has not finished, or a damaged index.
     """
-    place = str(folder)
-    if "://" in place and not place.startswith("file://"):
+    data = _file(folder, INDEX)
+    if data is None:
+        begun = _file(folder, PLAN) is not None
+        hint = "its preparation has not finished" if begun else "no index"
         raise UserError(
-            f"{place}: shards are read in random access: mount the bucket (gcsfuse) or copy it"
-        )
-    path = Path(place.removeprefix("file://")) / INDEX
-    if not path.is_file():
-        hint = (
-            "its preparation has not finished" if (path.parent / ".work").exists() else "no index"
-        )
-        raise UserError(
-            f"{place} is not a prepared data set ({hint}): run `lavit data prepare SRC {place}`"
+            f"{folder} is not a prepared data set ({hint}): run `lavit data prepare SRC {folder}`"
         )
     try:
-        index = json.loads(path.read_bytes())
+        index = json.loads(data)
         counts = [int(shard["examples"]) for shard in index["shards"]]
         if sum(counts) != index["examples"] or not counts:
             raise ValueError("counts do not add up")
+        for shard in index["shards"]:
+            if Path(shard["name"]).name != shard["name"] or int(shard["bytes"]) < 0:
+                raise ValueError(f"no shard can be {shard['name']!r}")
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+        raise UserError(f"{folder}/{INDEX} is damaged: {error}") from error
     return index
 
 
+def has_index(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder, or a URL, holds what has been finished.
+
+    Raises:
+      UserError: a bucket that cannot be read.
+    """
+    return _file(folder, INDEX) is not None
+
+
+def _file(folder: str | os.PathLike[str], name: str) -> bytes | None:
+    if copies.is_remote(folder):
+        return copies.read(str(folder).rstrip("/"), name)
+    path = Path(str(folder).removeprefix("file://")) / name
+    return path.read_bytes() if path.is_file() else None
+
+
 class ShardReader:
-    """Records of many shards in one numbering; shards are opened when they are first read."""
+    """Records of many shards in one numbering; shards are opened when they are first read.
+
+    Of a URL, a shard is fetched when it is first read and let go of after a few others.
+    """
 
     def __init__(self, folder: str | os.PathLike[str], shards: Sequence[dict[str, Any]]) -> None:
-        self._folder = Path(str(folder).removeprefix("file://"))
-        self._names = [shard["name"] for shard in shards]
+        self._folder = str(folder).removeprefix("file://").rstrip("/")
+        self._passing = copies.Passing(self._folder) if copies.is_remote(folder) else None
+        self._most = OPEN_SHARDS if self._passing is None else copies.HELD
+        self._shards = list(shards)
         self._ends = list(itertools.accumulate(shard["examples"] for shard in shards))
         self._open: collections.OrderedDict[int, ArrayRecordReader] = collections.OrderedDict()
         self._lock = threading.Lock()
@@ -81,7 +100,7 @@ class ShardReader:
     def origin(self, index: int) -> str:
         """Where a record is, for messages."""
         shard, place = self._find(index)
-        return f"{self._folder / self._names[shard]}:record {place}"
+        return f"{self._folder}/{self._shards[shard]['name']}:record {place}"
 
     def read(self, index: int) -> bytes:
         """A record's bytes.
@@ -101,12 +120,19 @@ class ShardReader:
         with self._lock:
             reader = self._open.get(shard)
             if reader is None:
-                reader = ArrayRecordReader(str(self._folder / self._names[shard]))
+                reader = ArrayRecordReader(self._path(shard))
                 self._open[shard] = reader
-                if len(self._open) > OPEN_SHARDS:
-                    self._open.popitem(last=False)
+                if len(self._open) > self._most:
+                    last, _ = self._open.popitem(last=False)
+                    if self._passing is not None:
+                        self._passing.drop(self._shards[last])
             self._open.move_to_end(shard)
             return reader
+
+    def _path(self, shard: int) -> str:
+        if self._passing is not None:
+            return str(self._passing.path(self._shards[shard]))
+        return f"{self._folder}/{self._shards[shard]['name']}"
 
 
 class Prepared(Sequence[Any]):
@@ -134,6 +160,8 @@ class Prepared(Sequence[Any]):
         origin = self._shards.origin(index)
         try:
             return record.decode(self._shards.read(index), origin)
+        except UserError:  # a bucket, not a record
+            raise
         except (RuntimeError, ValueError, OSError) as error:
             return Broken("corrupt record", origin, str(error)[:200])
 

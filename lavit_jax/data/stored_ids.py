@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from lavit_jax.data.prepared import ShardReader, read_index
+from lavit_jax.data.prepared import ShardReader, has_index, read_index
 from lavit_jax.errors import UserError
 
 
@@ -105,19 +104,25 @@ def decode(data: bytes) -> Tokens:
 class StoredIds(Sequence[Tokens]):
     """The ids of a folder; the i-th are those of the data set's i-th example."""
 
-    def __init__(self, folder: str | os.PathLike[str], stamp: Stamp, examples: int) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        stamp: Stamp,
+        examples: int,
+        here: Callable[[str], str] = str,
+    ) -> None:
         """Opens a folder.
 
         Args:
           folder: that `lavit tokenize-dataset` wrote.
           stamp: that it must have.
           examples: how many the data set has.
+          here: where the folder's shards are on this machine; asked once all else fits.
 
         Raises:
           UserError: no such folder, not finished, or with another stamp or of another data set.
         """
-        path = Path(folder)
-        if not (path / "index.json").is_file():
+        if not has_index(folder):
             raise UserError(
                 f"{folder} has no visual ids, or not all yet: run `lavit tokenize-dataset DATA "
                 f"{folder} --checkpoint WORKDIR`, then this again"
@@ -130,7 +135,7 @@ class StoredIds(Sequence[Tokens]):
                 f"{examples}"
             )
         self._patches = int(index["patches"])
-        self._shards = ShardReader(folder, index["shards"])
+        self._shards = ShardReader(here(str(folder)), index["shards"])
 
     def __len__(self) -> int:
         return len(self._shards)

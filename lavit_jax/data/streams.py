@@ -2,7 +2,7 @@
 
 `config.data.sources` has for each source:
 
-    path        a folder that `lavit data prepare` wrote; "" is `config.data.dataset`
+    path        a folder or URL that `lavit data prepare` wrote; "" is `config.data.dataset`
     weight      its share of the examples, or of the tokens (`config.data.weigh_by`)
     kinds       shares of the kinds of examples made of it, each example of one kind by chance:
                 image_text and text_image are both orders of the same pairs; text alone for text

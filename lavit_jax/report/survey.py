@@ -3,43 +3,67 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lavit_jax.data import copies, languages, prepared
 from lavit_jax.data import images as image_data
-from lavit_jax.data import languages, prepared
 from lavit_jax.data.check import checked
 from lavit_jax.data.sources.base import Broken, Raw
 from lavit_jax.data.tally import Tally
 from lavit_jax.report import figures
 
 SHOWN = 48  # pictures of the contact sheet
+FETCHED = 8  # shards of a data set in a bucket that are looked at
+SAY_SECONDS = 10.0
 PERCENTILES = (0, 5, 50, 95, 100)
 
 
-def survey(folder: str | os.PathLike[str], most: int) -> dict[str, Any]:
+def survey(
+    folder: str | os.PathLike[str],
+    most: int,
+    shards: int | None = None,
+    sheet: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
     """Looks through a prepared data set.
 
     Args:
-      folder: the data set.
+      folder: the data set, or a URL.
       most: examples that are looked at, evenly spread; counts and sizes are of all.
+      shards: of which they are at most, evenly spread; None is all, of a URL `FETCHED`.
+      sheet: where pictures from all over it are written with their captions, if it has any.
+      say: told now and then how far it is.
 
     Returns:
-      JSON-able: counts, sizes, shares.
+      JSON-able: counts, sizes, shares, and the sheet's path if there is one.
 
     Raises:
       UserError: no prepared data set.
     """
     stored = prepared.Prepared(folder)
-    tally, seen = Tally(), _Seen()
-    places = _spread(len(stored), most)
-    for place in places:
-        for item in checked(stored[place]):
+    tally, seen, gallery = Tally(), _Seen(), _Gallery()
+    if shards is None and copies.is_remote(folder):
+        shards = FETCHED
+    used = _places(stored.facts["shards"], shards)
+    places = [used[place] for place in _spread(len(used), most)]
+    shown = {places[place] for place in _spread(len(places), SHOWN)}
+    told = time.monotonic()
+    for number, place in enumerate(places):
+        if time.monotonic() - told > SAY_SECONDS:
+            told = time.monotonic()
+            say(f"{number} of {len(places)} examples looked at")
+        raw = stored[place]
+        if place in shown and sheet is not None:
+            gallery.add(raw)
+        for item in checked(raw):
             if isinstance(item, Broken):
                 tally.add_broken(item)
             else:
@@ -59,10 +83,20 @@ def survey(folder: str | os.PathLike[str], most: int) -> dict[str, Any]:
         "rejected": rejected,
         "rejected_share": sum(rejected.values()) / offered,
         "looked_at": len(places),
+        "looked_at_shards": min(len(index["shards"]), shards or len(index["shards"])),
         "broken": dict(tally.reasons),
         "broken_share": tally.bad_share,
         **seen.summary(),
+        **({"contact_sheet": str(sheet)} if sheet is not None and gallery.save(sheet) else {}),
     }
+
+
+def _places(shards: Sequence[dict[str, Any]], most: int | None) -> list[int]:
+    """The examples of at most so many shards."""
+    counts = [shard["examples"] for shard in shards]
+    firsts = [0, *itertools.accumulate(counts)]
+    used = _spread(len(counts), most or len(counts))
+    return [place for shard in used for place in range(firsts[shard], firsts[shard + 1])]
 
 
 def _spread(count: int, most: int) -> list[int]:
@@ -115,25 +149,29 @@ def _percentiles(values: Sequence[int]) -> dict[str, float]:
     return {f"p{p}": float(np.percentile(values, p)) for p in PERCENTILES}
 
 
-def write_sheet(folder: str | os.PathLike[str], path: Path) -> bool:
-    """Writes pictures from all over the data set with their captions; False if it has none."""
-    stored = prepared.Prepared(folder)
-    if not stored.facts["images"]:
-        return False
-    cells, labels = [], []
-    for place in _spread(len(stored), SHOWN):
-        raw = stored[place]
+class _Gallery:
+    """Pictures with their captions, of those that can be shown."""
+
+    def __init__(self) -> None:
+        self._cells: list[np.ndarray] = []
+        self._labels: list[str] = []
+
+    def add(self, raw: Raw | Broken) -> None:
         if isinstance(raw, Broken) or raw.image is None:
-            continue
+            return
         try:
-            cells.append(image_data.decode_image(raw.image, raw.origin, least=192))
+            self._cells.append(image_data.decode_image(raw.image, raw.origin, least=192))
         except image_data.ImageError:
-            continue
-        labels.append(str(raw.captions[0]) if raw.captions else "")
-    if cells:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figures.save_png(path, figures.contact_sheet(cells, labels, columns=8, cell=160))
-    return bool(cells)
+            return
+        self._labels.append(str(raw.captions[0]) if raw.captions else "")
+
+    def save(self, path: Path) -> bool:
+        """Writes the sheet; False if there are none."""
+        if self._cells:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sheet = figures.contact_sheet(self._cells, self._labels, columns=8, cell=160)
+            figures.save_png(path, sheet)
+        return bool(self._cells)
 
 
 def describe(found: dict[str, Any]) -> str:
@@ -145,7 +183,7 @@ def describe(found: dict[str, Any]) -> str:
         f"  stored in   {found['shards']:,} shards, {found['bytes'] / 1e6:,.1f} MB",
         f"  left out    {found['rejected_share']:.2%} when it was prepared"
         f"{_reasons(found['rejected'])}",
-        f"of {found['looked_at']:,} looked at",
+        f"of {found['looked_at']:,} looked at{_shares(found)}",
         f"  broken      {found['broken_share']:.2%}{_reasons(found['broken'])}",
     ]
     for name, what in (
@@ -165,6 +203,12 @@ def describe(found: dict[str, Any]) -> str:
     if "contact_sheet" in found:
         lines.append(f"  pictures    {found['contact_sheet']}")
     return "\n".join(lines)
+
+
+def _shares(found: dict[str, Any]) -> str:
+    if found["looked_at_shards"] == found["shards"]:
+        return ""
+    return f", in {found['looked_at_shards']:,} of {found['shards']:,} shards"
 
 
 def _reasons(counts: dict[str, int]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lavit_jax.data import datasets, mixture, several
+from lavit_jax.data import copies, datasets, mixture, several
 from lavit_jax.data.images import AugmentConfig
 from lavit_jax.errors import UserError
 from lavit_jax.models.config import lavit_config
@@ -53,6 +53,7 @@ def check_config(config: ConfigDict) -> tuple[Phase, ...]:
     for field in ("health.spike", "health.hang_seconds", "evaluation.minutes"):
         check_number(f"config.{field}", _get(config, field), 0.0, HUGE)
     _get(config, "checkpoint.keep_best")
+    _check_cache(config)
     datasets.check(config)
     mixture.check_shares(config.data.mixture)
     several.check(config)
@@ -60,6 +61,13 @@ def check_config(config: ConfigDict) -> tuple[Phase, ...]:
     phases = make_schedule(config)
     _check_sizes(config, phases)
     return phases
+
+
+def _check_cache(config: ConfigDict) -> None:
+    """`data.cache` is a place on this machine; configs from before there was one have none."""
+    cache = config.data.get("cache", "")
+    if not isinstance(cache, str) or copies.is_remote(cache):
+        raise UserError(f"config.data.cache must be a folder of this machine, got {cache!r}")
 
 
 def _get(config: ConfigDict, field: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -34,7 +35,7 @@ MADE_BY_CONFIG = ("text.model", "visual_ids.npz")
 # Groups and fields of the config that change nothing of what is learned, the mesh but for rounding:
 # they may differ between launches.
 FREE = ("checkpoint", "evaluation", "log", "health", "mesh")
-FREE_FIELDS = ("data.threads", "data.workers", "data.max_bad_share")
+FREE_FIELDS = ("data.cache", "data.threads", "data.workers", "data.max_bad_share")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,9 +152,15 @@ def start(config: ConfigDict, place: Storage, started: float | None = None) -> R
         check_batch(phase, mesh)
     starting.check(config, phases)
     first_alone(lambda: claim_workdir(config, place))
+    # Every machine for itself and all at once; of processes of one machine the first.
+    datasets.bring(config, _say if jax.process_index() == 0 else lambda _: None)
     data_dir, text = first_alone(lambda: prepare(config, place.local))
     modules = lavit.build_modules(lavit_config(config.model.to_dict(), text.vocab_size))
     return Run(config, place, data_dir, text, modules, mesh, phases, started)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def check_batch(phase: Phase, mesh: Mesh) -> None:

@@ -2,7 +2,8 @@
 
 Objects in a bucket cannot be appended to. A run on a bucket therefore writes its small files
 (config, metrics, text tokenizer, samples) to a local directory that is uploaded before every
-checkpoint, and checkpoints to the bucket itself. Prepared data stay on each machine.
+checkpoint, and checkpoints to the bucket itself. Twemoji is prepared on each machine, and data sets
+in buckets are copied there (`data/copies.py`).
 """
 
 from __future__ import annotations

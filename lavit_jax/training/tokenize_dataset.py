@@ -28,7 +28,7 @@ from lavit_jax.convert.published import Published
 from lavit_jax.data import images as image_data
 from lavit_jax.data import prepared, stored_ids
 from lavit_jax.data.prepare.store import WORK, Store
-from lavit_jax.data.prepare.tasks import WRITER
+from lavit_jax.data.prepare.tasks import WRITER, sha256
 from lavit_jax.data.stored_ids import Stamp, Tokens
 from lavit_jax.errors import UserError
 from lavit_jax.models import lavit
@@ -148,7 +148,11 @@ def tokenize_dataset(
         _check_same(done, plan, stamp, destination)
         return done
     alone = jax.process_count() == 1
-    with store.claimed() if alone else contextlib.nullcontext():
+    with store.claimed(say) if alone else contextlib.nullcontext():
+        done = store.read_json(prepared.INDEX) if alone else None  # by another, meanwhile
+        if done is not None:
+            _check_same(done, plan, stamp, destination)
+            return done
         begun = store.read_json(PLAN)
         if begun is not None:
             _check_same(begun, plan, stamp, destination)
@@ -166,9 +170,9 @@ def tokenize_dataset(
         index = {**plan, "images": len(images), "bytes": size, "shards": written}
         if jax.process_index() == 0:
             store.write_json(prepared.INDEX, index)
-    _meet("every receipt is read")
-    if jax.process_index() == 0:
-        store.remove_work()
+        _meet("every receipt is read")
+        if jax.process_index() == 0:
+            store.remove_work()
     return index
 
 
@@ -251,9 +255,9 @@ def _write(store: Store, shard: _Shard, images: Sequence[Record], tokenizer: _To
             for key, pixels in stack:
                 writer.write(stored_ids.encode(key, NOTHING if pixels is None else next(found)))
         writer.close()
-        size = aside.stat().st_size
+        size, digest = aside.stat().st_size, sha256(aside)
         store.publish(aside, shard.name)
-    receipt = {"name": shard.name, "examples": shard.count, "bytes": size}
+    receipt = {"name": shard.name, "examples": shard.count, "bytes": size, "sha256": digest}
     store.write_json(shard.receipt, receipt)
 
 

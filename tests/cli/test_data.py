@@ -52,6 +52,23 @@ def test_inspect_shows_counts_shares_and_pictures(prepared, capsys):
     assert (found["looked_at"], found["width"]["p50"]) == (7, 48.0)
 
 
+def test_inspect_fetches_some_shards_of_a_bucket(tmp_path, capsys, monkeypatch):
+    source = tars(tmp_path / "src", 6, 10)
+    command = ["data", "prepare", str(source), "memory://inspected/set", "--workers", "1"]
+    assert main([*command, "--shard-mb", "0.02"]) == 0
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    inspect = ["data", "inspect", "memory://inspected/set"]
+    assert main([*inspect, "--shards", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "of 20 looked at, in 2 of 6 shards" in out
+    assert "examples    60: 60 with an image" in out
+    assert np.asarray(Image.open(tmp_path / "contact_sheet.png")).std() > 20
+    assert main([*inspect, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["looked_at"], found["looked_at_shards"]) == (60, 6)
+
+
 def test_bench_times_every_step_and_says_what_hosts_need(prepared, tmp_path, capsys):
     command = ["data", "bench", str(prepared), "--seconds", "0.1", "--config.data.row_length=512"]
     assert main([*command, "--json", "--step-seconds", "0.5", "--hosts", "2"]) == 0

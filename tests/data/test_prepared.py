@@ -120,10 +120,11 @@ def test_what_is_no_prepared_folder_says_so(tmp_path, copied):
     with pytest.raises(UserError, match=r"no index.*lavit data prepare"):
         Prepared(tmp_path / "nowhere")
     (tmp_path / "begun" / ".work").mkdir(parents=True)
+    (tmp_path / "begun" / ".work" / "plan.json").write_text("{}")
     with pytest.raises(UserError, match="has not finished"):
         Prepared(tmp_path / "begun")
-    with pytest.raises(UserError, match="mount the bucket"):
-        Prepared("gs://bucket/data")
+    with pytest.raises(UserError, match=r"^memory://no/such is not a prepared data set"):
+        Prepared("memory://no/such")
     index = json.loads((copied / "index.json").read_text())
     (copied / "index.json").write_text(json.dumps({**index, "examples": 3}))
     with pytest.raises(UserError, match="do not add up"):

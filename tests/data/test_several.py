@@ -29,11 +29,12 @@ def write_ids(folder, keys, lost=(), **facts):
         tokens = Tokens(rng.integers(0, 64, keep.sum()).astype(np.uint16), keep)
         writer.write(b"lost" if number in lost else stored_ids.encode(key, tokens))
     writer.close()
+    size = (folder / "ids.array_record").stat().st_size
     index = {
         "examples": len(keys),
         "patches": 16,
         "stamp": {"weights": "w", "preprocessing": "p", "selection": "s"},
-        "shards": [{"name": "ids.array_record", "examples": len(keys)}],
+        "shards": [{"name": "ids.array_record", "examples": len(keys), "bytes": size}],
         **facts,
     }
     (folder / "index.json").write_text(json.dumps(index))

@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -44,11 +45,14 @@ def prepare_pictures(folder):
 def test_a_prepared_data_set_is_trained_on_and_tokenized_for_stage_two(
     tmp_path, monkeypatch, capsys
 ):
+    """Data and ids in a bucket, for which `memory://` stands; the other tests have folders."""
     prepare_pictures(tmp_path)
-    data, ids, workdir = (str(tmp_path / name) for name in ("data", "ids", "work"))
+    fsspec.filesystem("memory").put(f"{tmp_path}/data/", "/pictures/data/", recursive=True)
+    data, ids, workdir = "memory://pictures/data", "memory://pictures/ids", str(tmp_path / "work")
     phases = [f"--config.phases.{name}.steps={STEPS}" for name in mini_config().schedule]
     train = ["train", "--config", "configs/mini.py", "--workdir", workdir, *phases]
     train += [f"--config.data.dataset={data}", f"--config.data.visual_ids={ids}"]
+    train += [f"--config.data.cache={tmp_path / 'cache'}"]
     train += ["--config.data.text_vocab_size=300", "--config.log.sample_every=0"]
 
     # Stage two needs ids of the finished tokenizer, and says how to make them.

@@ -39,12 +39,17 @@ def test_what_changes_nothing_of_what_is_learned_may_change_between_launches(tmp
             "--config.data.threads=3",
             "--config.data.workers=2",
             "--config.data.max_bad_share=0.5",
+            "--config.data.cache=/mnt/disk",
         ),
         storage.on_disk(tmp_path),
     )
     stored = json.loads((tmp_path / "config.json").read_text())
     assert (stored["checkpoint"]["every"], stored["health"]["rewinds"]) == (7, 1)
     assert (stored["data"]["threads"], stored["data"]["workers"]) == (3, 2)
+    assert stored["data"].pop("cache") == "/mnt/disk"
+    # A run from before there was the field goes on, too.
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    run.claim_workdir(mini_config(), storage.on_disk(tmp_path))
     assert (tmp_path / "text.model").exists()
 
 
@@ -95,6 +100,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         ("data.text_drop=1.5", r"data\.text_drop must be a number in 0\.\.1, got 1.5"),
         ("data.augment.shift=3.0", r"data\.augment\.shift"),
         ("data.dataset=coco", r"data\.dataset='coco': expected 'twemoji' or a folder"),
+        ("data.cache=gs://b/x", r"data\.cache must be a folder of this machine, got 'gs://b/x'"),
         ("data.max_bad_share=1.5", r"data\.max_bad_share must be a number in 0\.\.1, got 1.5"),
         ("data.languages=xx", r"data\.languages"),
         ("data.variants=0", r"data\.variants"),

@@ -51,16 +51,14 @@ def prepare(
         another job, or too many broken examples.
     """
     store = Store(job.destination)
-    index = store.read_json(INDEX)
+    index = _finished(job, store)
     if index is not None:
-        if index.get("job") != _stored(job):
-            raise UserError(
-                f"{job.destination} holds another data set, of {index.get('job', {}).get('source')}"
-            )
-        store.remove_work()
         return index
     tasks = pieces.make_tasks(job)
-    with store.claimed():
+    with store.claimed(say):
+        index = _finished(job, store)  # by another, meanwhile
+        if index is not None:
+            return index
         store.sweep()
         _keep_plan(job, store, tasks)
         left = [task for task in tasks if not store.exists(task.receipt)]
@@ -74,6 +72,19 @@ def prepare(
                 told = time.monotonic()
                 say(f"{number} of {len(tasks)} tasks, {total.good} examples, {total.bad} broken")
         index = _finish(job, store, tasks, max_bad_share)
+        store.remove_work()
+    return index
+
+
+def _finished(job: Job, store: Store) -> dict[str, Any] | None:
+    """The index of a preparation that is done; None where it is not."""
+    index = store.read_json(INDEX)
+    if index is None:
+        return None
+    if index.get("job") != _stored(job):
+        raise UserError(
+            f"{job.destination} holds another data set, of {index.get('job', {}).get('source')}"
+        )
     store.remove_work()
     return index
 

@@ -7,14 +7,16 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lavit_jax.data.prepare import claim
 from lavit_jax.data.sources import files
 from lavit_jax.errors import UserError
 
 WORK = ".work"  # plan, receipts and unfinished files, until all is done
+STOP = f"{WORK}/stop.json"  # tells workers on other machines to begin no more, and why
 
 
 class Store:
@@ -30,6 +32,20 @@ class Store:
 
     def exists(self, name: str) -> bool:
         return self._fs.exists(self.path(name))
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the files in a folder as they are now, with the folder's."""
+        self._fs.invalidate_cache()
+        try:
+            found = self._fs.ls(self.path(folder), detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(f"{folder}/{path.rpartition('/')[2]}" for path in found)
+
+    def remove(self, name: str) -> None:
+        """Removes a file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self.path(name))
 
     def size(self, name: str) -> int:
         """Bytes of a file; -1 if it is not there."""
@@ -112,15 +128,36 @@ class Store:
             for left in Path(self.path(WORK)).glob("tmp-*"):
                 shutil.rmtree(left, ignore_errors=True)
 
+    def create(self, name: str, document: Any) -> bool:
+        """Writes a small JSON file unless there is one; False if there is.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        data = (json.dumps(document, indent=1) + "\n").encode()
+        try:
+            self._fs.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
+            self._fs.pipe_file(self.path(name), data, mode="create")
+        except OSError as error:  # "there is one" is said differently by each store
+            if not self.exists(name):
+                reason = error.strerror or str(error) or type(error).__name__
+                raise UserError(f"cannot write to {self.url}: {reason}") from error
+            return False
+        return True
+
     @contextlib.contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Keeps other processes of this machine out.
+    def claimed(self, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+        """Keeps other processes out: of this machine, and of others where it is a bucket.
+
+        Args:
+          say: told what is waited for.
 
         Raises:
           UserError: one is at work here, or the folder cannot be written.
         """
         if not self._local:
-            yield
+            with claim.held(self, say):
+                yield
             return
         import fcntl
 

@@ -8,6 +8,7 @@ again writes the same files again; what has a receipt is not done again.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,12 @@ def run_task(job: Job, task: Task) -> dict[str, Any]:
     return receipt
 
 
+def sha256(path: Path) -> str:
+    """A file's checksum, for those who copy it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class _Shards:
     """Writes records to shard after shard, each about as large as the next."""
 
@@ -159,7 +166,7 @@ class _Shards:
         shard["payload"] += len(data)
 
     def close(self) -> list[dict[str, Any]]:
-        """The shards: name, examples, images and bytes of each."""
+        """The shards: name, examples, images, bytes and checksum of each."""
         if self._writer is not None:
             self._writer.close()
         return [
@@ -168,6 +175,7 @@ class _Shards:
                 "examples": shard["examples"],
                 "images": shard["images"],
                 "bytes": (self._folder / shard["name"]).stat().st_size,
+                "sha256": sha256(self._folder / shard["name"]),
             }
             for shard in self._done
         ]

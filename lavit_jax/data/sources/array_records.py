@@ -18,6 +18,18 @@ PART_BYTES = 64 << 20
 _EXAMPLE = b"\x0a"  # how a tf.train.Example begins; ours begin otherwise
 
 
+def _opened(path: str) -> ArrayRecordReader:
+    """A reader; one of a file that breaks off would be silent, and have no records.
+
+    Raises:
+      RuntimeError: it is not whole.
+    """
+    reader = ArrayRecordReader(path)
+    if not reader.ok():
+        raise RuntimeError("no array_record file, or one that breaks off")
+    return reader
+
+
 class ArrayRecordSource:
     """Parts are ranges of records."""
 
@@ -33,7 +45,7 @@ class ArrayRecordSource:
                 found.append(Part(url, size=size, fingerprint=fingerprint))
                 continue
             try:
-                count = ArrayRecordReader(url.removeprefix("file://")).num_records()
+                count = _opened(url.removeprefix("file://")).num_records()
             except (RuntimeError, ValueError):
                 found.append(Part(url, size=size, fingerprint=fingerprint))
                 continue
@@ -49,7 +61,7 @@ class ArrayRecordSource:
         """The records of a range."""
         with files.local_copy(part.place) as path:
             try:
-                reader = ArrayRecordReader(path)
+                reader = _opened(path)
                 count = reader.num_records()
             except (RuntimeError, ValueError) as error:
                 yield Broken("corrupt shard", part.place, str(error)[:200])

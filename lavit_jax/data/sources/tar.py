@@ -6,6 +6,7 @@ straight from the stream: a member's name is a label and never a path on disk.
 
 from __future__ import annotations
 
+import gzip
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from lavit_jax.data.sources.base import Broken, Options, Part, Raw
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif"})
 TEXTS = frozenset({"txt", "text", "caption"})
+_BAD_HEADER = (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)  # type: ignore[attr-defined]
 MAX_MEMBER = 256 << 20  # bytes; a larger member is no image and no caption
+_GZIP = b"\x1f\x8b"
 _DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, RuntimeError)
 
 
@@ -43,7 +46,7 @@ class TarSource:
 
 
 def read_tar(file: IO[bytes], name: str) -> Iterator[Raw | Broken]:
-    """The examples of a tar stream; damaged stretches are skipped and stand as `Broken`.
+    """The examples of a tar stream, also a zipped one; damaged stretches stand as `Broken`.
 
     Args:
       file: the stream.
@@ -51,7 +54,7 @@ def read_tar(file: IO[bytes], name: str) -> Iterator[Raw | Broken]:
     """
     key, members = "", dict[str, bytes]()
     try:
-        for found in _members(file):
+        for found in _members(_unzipped(file)):
             if isinstance(found, str):
                 yield Broken("corrupt shard", name, found)
                 continue
@@ -75,6 +78,13 @@ def read_tar(file: IO[bytes], name: str) -> Iterator[Raw | Broken]:
         yield _example(key, members, name)
 
 
+def _unzipped(file: IO[bytes]) -> IO[bytes]:
+    """The tar itself: `tarfile` takes a zipped one that breaks off for whole, and no checksums."""
+    start = file.read(len(_GZIP))
+    file.seek(0)
+    return gzip.GzipFile(fileobj=file) if start == _GZIP else file  # type: ignore[return-value]
+
+
 class _Header(tarfile.TarInfo):
     """Reports damaged headers, which `tarfile` skips in silence when told to go on after them."""
 
@@ -82,7 +92,7 @@ class _Header(tarfile.TarInfo):
     def fromtarfile(cls, tar: Any) -> Any:
         try:
             return super().fromtarfile(tar)
-        except tarfile.InvalidHeaderError:  # type: ignore[attr-defined]
+        except _BAD_HEADER:
             tar.damaged = True
             raise
 
@@ -91,7 +101,7 @@ def _members(file: IO[bytes]) -> Iterator[tuple[str, bytes | None] | str]:
     """Names and contents of regular members, and a line for each damaged stretch."""
     with tarfile.open(
         fileobj=file,
-        mode="r|*",
+        mode="r|",
         tarinfo=_Header,
         ignore_zeros=True,  # goes on after damage
         errors="surrogateescape",
@@ -104,6 +114,7 @@ def _members(file: IO[bytes]) -> Iterator[tuple[str, bytes | None] | str]:
                 tar.damaged = False  # type: ignore[attr-defined]
                 yield f"damaged after byte {end}"
             if member is None:
+                file.read(1)  # of a zipped one this compares the checksum
                 return
             tar.members = []  # type: ignore[attr-defined]  # it remembers every member otherwise
             end = tar.offset

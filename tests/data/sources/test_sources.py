@@ -1,3 +1,4 @@
+import gzip
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from lavit_jax.data.sources import Broken, Options, Part, Raw, json_lines, open_source
 from lavit_jax.data.sources.tar import TarSource, read_tar
@@ -284,3 +286,126 @@ sys.exit(str([m for m in ("jax", "tensorflow_datasets", "grain") if m in sys.mod
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert done.stderr.strip() == ""
+
+
+def zipped(folder, count, name="x.tar.gz"):
+    data = write_tar(folder / "x.tar", [m for n in range(count) for m in pair(n)]).read_bytes()
+    (folder / "x.tar").unlink()
+    (folder / name).write_bytes(gzip.compress(data, mtime=0))
+    return folder / name
+
+
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz"])
+def test_a_zipped_tar_is_read_as_a_tar(tmp_path, name):
+    path = zipped(tmp_path, 5, name)
+    assert [raw.key for raw in everything(tmp_path)] == keys(5)
+    assert everything(path)[4].image == jpeg(4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.6, 0.99, 0.9999])
+def test_a_truncated_zipped_tar_gives_what_is_whole_and_says_so(tmp_path, share):
+    path = zipped(tmp_path, 20)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    found = everything(path)
+    whole = [item for item in found if isinstance(item, Raw)]
+    assert [raw.key for raw in whole] == keys(len(whole))
+    assert [raw.image for raw in whole] == [jpeg(n) for n in range(len(whole))]
+    assert len(whole) >= 20 * share - 6  # the last 10 KB may be lost
+    assert [item.reason for item in found if isinstance(item, Broken)] == ["corrupt shard"]
+
+
+@pytest.mark.parametrize("where", [0, 3, 0.1, 0.5, -6])
+def test_damage_inside_a_zipped_tar_is_told(tmp_path, where):
+    """In its header, in the stream, or in its checksum."""
+    path = zipped(tmp_path, 20)
+    data = bytearray(path.read_bytes())
+    place = int(len(data) * where) if isinstance(where, float) else where
+    data[place] ^= 0xFF
+    path.write_bytes(data)
+    found = everything(path)
+    reasons = [item.reason for item in found if isinstance(item, Broken)]
+    # A byte of the header that says how it was packed may be anything.
+    assert "corrupt shard" in reasons or where == 3
+    images = {raw.key: raw.image for raw in found if isinstance(raw, Raw)}
+    assert sum(images[f"{n:09d}"] != jpeg(n) for n in range(20) if f"{n:09d}" in images) <= 1
+
+
+def tf_examples(folder, rows):
+    """Records as TFDS writes them."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    folder.mkdir(exist_ok=True)
+    path = folder / "coco-train.array_record-00000-of-00001.array_record"
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for row in rows:
+        example = tf_example_pb2.Example()
+        for name, values in row.items():
+            kind = "int64_list" if isinstance(values[0], int) else "bytes_list"
+            getattr(example.features.feature[name], kind).value.extend(values)
+        writer.write(example.SerializeToString())
+    writer.close()
+    return path
+
+
+def test_records_of_tfds_are_read(tmp_path):
+    rows = [
+        {
+            "image": [jpeg(n)],
+            "captions/text": [f"a {n}".encode(), f"b {n}".encode()],
+            "key": [f"k{n}".encode()],
+            "image/id": [n],
+        }
+        for n in range(5)
+    ]
+    found = everything(tf_examples(tmp_path, rows))
+    assert [(raw.key, raw.image) for raw in found] == [(f"k{n}", jpeg(n)) for n in range(5)]
+    assert found[3].captions == (b"a 3", b"b 3")
+
+
+def test_other_fields_of_tfds_records_are_named(tmp_path):
+    rows = [{"picture": [jpeg(0)], "title": [b"t"], "number": [7]}, {"text": [b"alone"]}]
+    path = tf_examples(tmp_path, rows)
+    named, alone = everything(path, Options(image_field="picture", caption_field="title"))
+    assert (named.image, named.captions) == (jpeg(0), (b"t",))
+    assert (alone.image, alone.captions) == (None, ())
+    assert everything(path)[1].captions == (b"alone",)
+    # A field of numbers is no image and no caption.
+    (number, _) = everything(path, Options(image_field="number", caption_field="number"))
+    assert (getattr(number, "image", None), getattr(number, "captions", ())) == (None, ())
+
+
+def test_a_corrupt_tfds_record_spoils_no_other(tmp_path):
+    path = tf_examples(tmp_path, [{"image": [jpeg(n)], "text": [b"x"]} for n in range(5)])
+    data = bytearray(path.read_bytes())
+    data[data.index(jpeg(2)[-60:-20])] ^= 0xFF
+    path.write_bytes(data)
+    reasons = [getattr(item, "reason", "good") for item in everything(path)]
+    assert reasons == ["good", "good", "corrupt record", "good", "good"]
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for record in (b"\x0a\xff\xff", b"", b"\x0a\x00", b"junk"):
+        writer.write(record)
+    writer.close()
+    found = everything(path)
+    assert [item.reason for item in found if isinstance(item, Broken)] == ["corrupt record"] * 3
+    # An example without any field is one without text: the check of examples says so.
+    assert [item.captions for item in found if isinstance(item, Raw)] == [()]
+
+
+def test_a_truncated_array_record_is_one_broken_shard(tmp_path):
+    path = tf_examples(tmp_path, [{"image": [jpeg(n)], "text": [b"x"]} for n in range(5)])
+    path.write_bytes(path.read_bytes()[:-100])
+    assert [item.reason for item in everything(tmp_path)] == ["corrupt shard"]
+
+
+def test_array_records_are_read_through_fsspec(tmp_path):
+    path = tf_examples(tmp_path, [{"image": [jpeg(n)], "text": [b"x"]} for n in range(3)])
+    fsspec.filesystem("memory").put(str(path), "/records/x.array_record")
+    assert [raw.image for raw in everything("memory://records")] == [jpeg(n) for n in range(3)]
+
+
+def test_a_tar_that_breaks_off_within_a_header_says_so(tmp_path):
+    data = write_tar(tmp_path / "x.tar", [m for n in range(5) for m in pair(n)]).read_bytes()
+    found = list(read_tar(io.BytesIO(data[: data.index(b"000000003.jpg") + 100]), "x.tar"))
+    assert [item.key for item in found if isinstance(item, Raw)] == keys(3)
+    assert [item.reason for item in found if isinstance(item, Broken)] == ["corrupt shard"]
