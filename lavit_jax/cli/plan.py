@@ -57,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="compile with less effort, in less than half the time, for figures within a percent "
-        "or so of a run's program (--search does so always)",
+        help="compile with less effort, in half the CPU time; step times come out some percent too "
+        "low (--search does so always)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there as JSON")
     parser.set_defaults(overrides=[])

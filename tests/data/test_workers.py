@@ -32,7 +32,9 @@ def folder(tmp_path_factory):
         image = b"no image" if number == BROKEN else jpeg(number, (40, 36))
         writer.write(record.encode(Raw(str(number), "", image, (f"picture {number}",))))
     writer.close()
-    index = {"examples": 44, "images": 44, "shards": [{"name": "all.array_record", "examples": 44}]}
+    size = (where / "all.array_record").stat().st_size
+    shard = {"name": "all.array_record", "examples": 44, "bytes": size}
+    index = {"examples": 44, "images": 44, "shards": [shard]}
     (where / "index.json").write_text(json.dumps(index))
     return where
 
