@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Plans every preset of the large configs in full and writes the tables of docs/pods.md.
+# Plans every preset of the large configs in full and writes the page docs/plans.md.
 # Needs libtpu, no TPU. A plan of stage two takes some ten minutes of one core and 3 GB of memory.
 # Run again, it goes on where it was: remove the folder when a config changes.
 set -euo pipefail
@@ -53,5 +53,5 @@ for preset in "${presets[@]}"; do
 done
 of_preset pixels-sdxl configs/pixel_decoder.py:PRESET,sdxl v5p-128
 
-python benchmarks/plan_table.py "$out" >"$out/tables.md"
-echo "wrote $out/tables.md"
+python benchmarks/plan_table.py "$out" >"$out/plans.md"
+echo "wrote $out/plans.md: the page docs/plans.md"

@@ -1,66 +1,157 @@
-"""The plans that `plan_all.sh` left in a folder, as Markdown tables."""
+"""The plans that `plan_all.sh` left in a folder, as the page docs/plans.md.
 
+python benchmarks/plan_table.py workdir/plans >docs/plans.md
+"""
+
+from __future__ import annotations
+
+import collections
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+INTRODUCTION = """\
+# Plans
+
+What `lavit plan --quick` says of every preset of the large configs; `benchmarks/plan_all.sh` writes
+this page. [TPU pods](pods.md) explains the columns. Nothing of this has run on a TPU.
+"""
+NAMES = ("unified", "tokenizer", "pixels", "pixels-sdxl", "generation")
 COLUMNS = (
-    "plan",
-    "chips",
-    "mesh",
-    "rows/chip",
-    "remat",
-    "peak HBM",
-    "flops",
-    "bytes",
-    "step",
-    "by",
-    "useful",
-    "MFU bound",
-)
+    "plan", "chips", "mesh", "rows/chip", "remat", "peak HBM", "flops/chip", "HBM traffic", "sent",
+    "step", "by", "useful", "MFU bound", "whole run",
+)  # fmt: skip
+LEAST = 1e6  # bytes: collectives that send less a step are not listed
+
+Entry = dict[str, Any]
 
 
 def main(folder: str) -> None:
-    plans = [
-        (path.stem, entry)
-        for path in sorted(Path(folder).glob("*.json"))
-        for entry in json.loads(path.read_text())
-    ]
-    print(f"| {' | '.join(COLUMNS)} |")
-    print("|" + "---|" * len(COLUMNS))
-    for stem, entry in plans:
-        print(_line(stem, entry))
-    for stem, entry in plans:
-        print(f"\n{stem}: {entry['name']}\n")
-        print("| collective | array | chips | times | sent | where |\n|---|---|---|---|---|---|")
-        for found in entry["collectives"]:
-            if found["sent"] < 1e6:
-                continue
-            kind = found["kind"] + (" between slices" if found["between_slices"] else "")
-            print(
-                f"| {kind} | {found['array']} | {found['group']} | {found['count']:g} "
-                f"| {found['sent'] / 1e9:.3f} GB | {found['what']} |"
-            )
+    found = {
+        path.stem: json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))
+    }
+    print(INTRODUCTION)
+    _table(COLUMNS, (_line(stem, each) for stem in _order(found) for each in found[stem]))
+    _parts(Path(folder))
+    _scaling(found)
+    print("\n## Collectives\n")
+    print(
+        "Of stage two, by array: how often a step, and how much each chip sends by the usual ring; "
+        f"from {LEAST / 1e6:.0f} MB on. Arrays in bfloat16 with the shape of a parameter are "
+        "parameters that are gathered, those in float32 gradients that are summed. What is left: "
+        "ids of the batch (s32), and embedded words, each chip having looked up its part of all "
+        "words' widths (all-to-all). Counts put together from one and two layers may come out too "
+        "high by a few gatherings that the compiler does twice."
+    )
+    for stem in _order(found):
+        if stem.startswith("unified"):
+            _collectives(stem, found[stem][0])
 
 
-def _line(stem: str, entry: dict) -> str:
-    mesh = " ".join(f"{axis} {size}" for axis, size in entry["mesh"].items() if size > 1)
-    peak, settings = entry["peak_bytes"], entry["settings"]
-    cells = (
-        f"{stem}: {entry['name']}",
+def _order(found: dict[str, Any]) -> list[str]:
+    """Of presets, config by config."""
+    stems = [stem for stem in found if not stem.startswith("scaling")]
+    return sorted(stems, key=lambda stem: max(i for i, n in enumerate(NAMES) if stem.startswith(n)))
+
+
+def _table(columns: tuple[str, ...], lines: Any) -> None:
+    print(f"| {' | '.join(columns)} |")
+    print("|" + " --- |" * len(columns))
+    for cells in lines:
+        print(f"| {' | '.join(map(str, cells))} |")
+
+
+def _line(stem: str, entry: Entry) -> tuple[Any, ...]:
+    mesh = ", ".join(f"{axis} {size}" for axis, size in entry["mesh"].items() if size > 1)
+    settings, sent = entry["settings"], entry["sent_within_slices"]
+    between = entry["sent_between_slices"]
+    return (
+        stem if stem.startswith(("unified", "pixels")) else f"{stem}: {entry['name']}",
         entry["chips"],
         mesh,
         f"{settings['rows_per_chip']:g}",
         settings.get("remat", ""),
-        f"{peak / 2**30:.2f} GiB ({peak / entry['hbm_bytes']:.0%})",
+        _memory(entry),
         f"{(entry['flops'] + entry['kernel_flops']) / 1e12:.1f}e12",
-        f"{entry['bytes'] / 1e9:.0f}e9",
+        f"{entry['bytes'] / 1e9:.0f} GB",
+        f"{sent / 1e9:.1f} GB" + (f" + {between / 1e9:.1f} GB between slices" if between else ""),
         f"{entry['seconds']:.3f} s",
         entry["seconds_by"],
-        f"{entry['useful_share']:.1%}",
+        f"{entry['useful_share']:.1%}" if entry["tokens_per_second"] else "",
         f"{entry['mfu']:.1%}",
+        f"{entry['run_hours']:,.1f} h, {entry['chip_hours']:,.0f} chip-hours"
+        if entry["steps"]
+        else "",
     )
-    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _memory(entry: Entry) -> str:
+    peak, has = entry["peak_bytes"], entry["hbm_bytes"]
+    return f"{peak / 2**30:.2f} of {has / 2**30:.1f} GiB ({peak / has:.0%})"
+
+
+def _parts(folder: Path) -> None:
+    """What `plan_parts.py` printed."""
+    files = sorted(folder.glob("parts-*.txt"))
+    if not files:
+        return
+    told = [dict(line.split(": ", 1) for line in _lines(file)) for file in files]
+    names = list(dict.fromkeys(name for each in told for name in each))
+    print("\n## The step of stage two and its parts\n\nFlops of each chip, parts planned alone.\n")
+    rows = (
+        (file.stem.removeprefix("parts-"), *map(each.get, names)) for file, each in zip(files, told)
+    )
+    _table(("topology", *names), rows)
+
+
+def _lines(file: Path) -> list[str]:
+    return [part for line in file.read_text().splitlines() for part in line.split("; ")]
+
+
+def _scaling(found: dict[str, list[Entry]]) -> None:
+    stems = [stem for stem in found if stem.startswith(("scaling-", "unified-v5p-128"))]
+    plans = sorted(
+        (found[stem][0] for stem in stems if found[stem][0]["slices"] == 1),
+        key=lambda entry: entry["chips"],
+    )
+    if len(plans) < 2:
+        return
+    least = plans[0]["seconds"]
+    print("\n## Weak scaling\n\nStage two on v5p, 4 rows of 2,048 tokens a chip.\n")
+    _table(
+        ("chips", "mesh", "peak HBM", "sent by a chip", "step", "beside the first"),
+        (
+            (
+                f"{entry['chips']:,}",
+                ", ".join(f"{axis} {size}" for axis, size in entry["mesh"].items() if size > 1),
+                _memory(entry),
+                f"{entry['sent_within_slices'] / 1e9:.1f} GB",
+                f"{entry['seconds']:.3f} s",
+                f"{entry['seconds'] / least:.3f}",
+            )
+            for entry in plans
+        ),
+    )
+
+
+def _collectives(stem: str, entry: Entry) -> None:
+    counts: collections.Counter[tuple[str, str, int]] = collections.Counter()
+    sent: collections.Counter[tuple[str, str, int]] = collections.Counter()
+    for found in entry["collectives"]:
+        kind = found["kind"] + (" between slices" if found["between_slices"] else "")
+        key = (kind, found["array"], found["group"])
+        counts[key] += found["count"]
+        sent[key] += found["sent"]
+    print(f"\n### {stem}\n")
+    _table(
+        ("collective", "array", "chips", "times", "sent"),
+        (
+            (*key, f"{counts[key]:g}", f"{size / 1e9:.3f} GB")
+            for key, size in sent.most_common()
+            if size >= LEAST
+        ),
+    )
 
 
 if __name__ == "__main__":
