@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lavit_jax import config as configs
+from lavit_jax import disk
 from lavit_jax.data import datasets
 from lavit_jax.data import text as text_data
 from lavit_jax.data.text import TextTokenizer
@@ -99,11 +100,10 @@ def claim_workdir(config: ConfigDict, place: Storage) -> None:
                 )
             for made in MADE_BY_CONFIG:
                 (workdir / made).unlink(missing_ok=True)
-        aside = stored.with_suffix(".tmp")
-        aside.write_text(text)
-        os.replace(aside, stored)
+        disk.write_text(stored, text)
     except OSError as error:
-        raise UserError(f"cannot write to the work directory {place.name}: {error}") from error
+        reason = error.strerror or error
+        raise UserError(f"cannot write to the work directory {place.name}: {reason}") from error
 
 
 def _differences(stored: Path, text: str) -> list[str] | None:

@@ -18,6 +18,7 @@ from lavit_jax.training import tokenize_dataset as job
 from lavit_jax.training.metrics import read_metrics
 from lavit_jax.training.restore import restore
 from shards import write_tar
+from small_run import nearly_full_disk
 from tiny import mini_config
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "lavit-mini"
@@ -71,6 +72,14 @@ def test_a_prepared_data_set_is_trained_on_and_tokenized_for_stage_two(
     with monkeypatch.context() as patched:
         patched.setattr(job, "_write", stop_after_one)
         assert main(tokenize) == 130
+
+    # A disk that is full is told, and a shard half written leaves nothing.
+    capsys.readouterr()
+    with nearly_full_disk(1000):
+        assert main(tokenize) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told[-1] == f"lavit: error: cannot write {ids}: File too large"
+    assert not list(tmp_path.glob("ids/.work/tmp-*"))
     monkeypatch.setattr(
         job,
         "_write",
