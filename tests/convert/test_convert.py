@@ -447,7 +447,7 @@ def test_a_record_cannot_name_a_language_model_outside_of_the_checkpoint(folder,
         record.load(tmp_path / "ours")
 
 
-@pytest.mark.parametrize("size", [100, 10_000])  # laying out the checkpoint, writing arrays
+@pytest.mark.parametrize("size", [1000, 10_000])  # laying out the checkpoint, writing arrays
 def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(size, folder, tmp_path, capfd):
     with nearly_full_disk(size):
         assert main(["convert", str(folder), str(tmp_path / "ours")]) == 2
