@@ -170,7 +170,7 @@ def abstract_state(
     """Shapes and shardings of the state that a checkpoint at `step` holds."""
     phase = phase_at(phases, step)
     tx = make_optimizer(phase.config["optimizer"], phase.steps)
-    shapes = jax.eval_shape(lambda: state.init_state(modules, phase.names, tx, phase.trained, seed))
+    shapes = state.abstract_state(modules, phase.names, tx, phase.trained, seed)
     shardings = state.state_shardings(modules, phase.names, tx, phase.trained, mesh)
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
