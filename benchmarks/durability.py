@@ -5,7 +5,7 @@ step once it was killed.
 
 WORKDIR is a finished run of that config, such as the quickstart's; it is only read. From the last
 checkpoint before the final phase, copies of it train that phase a while, in turns with checkpoints
-at the config's own cadence and without any, and are killed.
+at the config's own cadence and without any, and are killed. Exit status 1: a bar is missed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from lavit_jax import config as configs
 from lavit_jax.training.metrics import read_metrics
@@ -32,6 +33,9 @@ ROOT = Path(__file__).resolve().parents[1]
 NEVER = 10**9  # steps between checkpoints
 WARM = 20  # steps before the clock starts
 SECONDS = 900  # that a launch may take
+# The bars: what checkpoints may add to the time of steps, and how soon a killed run is at a step.
+MOST_OVERHEAD = 0.02
+MOST_RESUME_SECONDS = 20.0
 
 
 def copy_of(workdir: Path, last: int, target: Path) -> Path:
@@ -89,7 +93,7 @@ def measure(spec: str, workdir: Path, start: int, every: int, steps: int) -> tup
     return first - begun, last - warm
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--config", default="configs/twemoji.py", metavar="FILE.py[:ARG]")
@@ -118,7 +122,16 @@ def main() -> None:
         "resumes": resumes,
     }
     print(json.dumps(result))
+    return judge(result)
+
+
+def judge(result: Mapping[str, Any]) -> int:
+    """Prints each bar beside what was measured; 1 if one is missed."""
+    overhead, resume = result["checkpoint_overhead"], result["resume_to_first_step_seconds"]
+    print(f"checkpoints: {100 * overhead:+.1f} % of step time (bar {100 * MOST_OVERHEAD:g} %)")
+    print(f"resume to the first step: {resume:.1f} s (bar {MOST_RESUME_SECONDS:g} s)")
+    return int(overhead > MOST_OVERHEAD or resume > MOST_RESUME_SECONDS)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 import threading
 import time
 from pathlib import Path
 from types import TracebackType
+
+from lavit_jax import disk
 
 SAVE_SECONDS = 5.0
 
@@ -47,11 +48,8 @@ class Clock:
         return max(self._peak, held)
 
     def save(self) -> None:
-        aside = self._path.with_suffix(".tmp")
-        aside.write_text(
-            json.dumps({"seconds": self.minutes * 60, "peak_rss_gb": self.peak_rss_gb})
-        )
-        os.replace(aside, self._path)
+        stored = {"seconds": self.minutes * 60, "peak_rss_gb": self.peak_rss_gb}
+        disk.write_text(self._path, json.dumps(stored))
 
     def _keep(self) -> None:
         while not self._stop.wait(SAVE_SECONDS):

@@ -16,6 +16,7 @@ import pytest
 FLAGS = {
     "--xla_force_host_platform_device_count": 8,
     "--xla_backend_optimization_level": 0,
+    "--xla_cpu_use_fusion_emitters": "false",  # by far the most of compiling
 }
 
 # All of this is read when jax is imported, here and in the processes that tests start.

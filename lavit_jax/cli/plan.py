@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lavit_jax import disk
 from lavit_jax.cli.common import number
 
 EXAMPLES = """\
@@ -114,6 +115,4 @@ def _say(text: str) -> None:
 
 def _write(path: Path, document: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
+    disk.write_text(path, json.dumps(document, indent=1) + "\n")

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lavit_jax import disk
 from lavit_jax.convert import forms, read, record, store, write
 from lavit_jax.convert.infer import Sizes
 from lavit_jax.convert.plan import ALL, Plan, make_plan, part_of
@@ -130,8 +131,12 @@ def aside(dst: Path) -> Iterator[Path]:
         if dst.is_dir():
             dst.rmdir()
         os.replace(made, dst)
-    finally:
+    except BaseException as error:
         shutil.rmtree(made, ignore_errors=True)
+        if (words := disk.reason(error)) is None:
+            raise
+        disk.remove_unfinished(lambda: [made] if made.exists() else [])
+        raise UserError(f"cannot write {dst}: {words}") from error
 
 
 def copy_files(source: Path, target: Path, files: list[Path]) -> None:
@@ -154,14 +159,13 @@ def _arrays(plan: Plan, dtype: str) -> dict[str, ArrayInfo]:
 
 
 def _write_arrays(plan: Plan, directory: Path, arrays: dict[str, ArrayInfo]) -> None:
-    writer = store.Writer(directory, arrays)
-    for component, table in plan.tables.items():
-        wanted = plan.checked[component].wanted
-        tensors = read.items(plan.source.tensors[component], wanted)
-        for piece in forms.pieces(table, tensors):
-            writer.write(piece)
-        plan.source.tensors[component].close()
-    writer.close()
+    with contextlib.closing(store.Writer(directory, arrays)) as writer:
+        for component, table in plan.tables.items():
+            wanted = plan.checked[component].wanted
+            tensors = read.items(plan.source.tensors[component], wanted)
+            for piece in forms.pieces(table, tensors):
+                writer.write(piece)
+            plan.source.tensors[component].close()
 
 
 def _left(plan: Plan) -> dict[str, list[str]]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from lavit_jax import disk
 from lavit_jax.convert.forms import Piece, Shape
 
 DIRECTORY = "params"
@@ -57,6 +58,7 @@ class Writer:
     def __init__(self, directory: Path, arrays: Mapping[str, ArrayInfo]) -> None:
         import orbax.checkpoint as ocp
 
+        disk.hush_orbax()
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(
                 directory.absolute(), nested(dict.fromkeys(arrays, np.zeros(1, np.float32)))
@@ -80,10 +82,11 @@ class Writer:
             self._pending_bytes += value.nbytes
 
     def close(self) -> None:
-        """Blocks until everything is on disk."""
-        for write in self._pending:
-            write.result()
-        self._pending, self._pending_bytes = [], 0
+        """Blocks until everything is on disk, or whatever is not has failed."""
+        pending, self._pending, self._pending_bytes = self._pending, [], 0
+        for error in [write.exception() for write in pending]:
+            if error is not None:
+                raise error
 
 
 def slabs(shape: Shape, chunk: Sequence[int], itemsize: int) -> Iterator[tuple[slice, ...]]:

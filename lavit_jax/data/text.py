@@ -11,6 +11,7 @@ from pathlib import Path
 import sentencepiece as spm
 from etils import epath
 
+from lavit_jax import disk
 from lavit_jax.errors import UserError
 
 # Llama's ids; its published models have no padding piece, so unk pads.
@@ -47,9 +48,7 @@ def train_tokenizer(
         )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(_train(corpus, vocab_size))
-    os.replace(aside, path)
+    disk.write_bytes(path, _train(corpus, vocab_size))
 
 
 def _train(corpus: Sequence[str], vocab_size: int) -> bytes:

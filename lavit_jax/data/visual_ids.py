@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Int, Int64, UInt8
 
+from lavit_jax import disk
 from lavit_jax.errors import UserError
 
 
@@ -97,11 +98,8 @@ class VisualIdCache:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the cache in one move."""
-        path = Path(path)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        with aside.open("wb") as file:
+        with disk.replacing(Path(path)) as aside, aside.open("wb") as file:
             np.savez(file, codes=self.codes_ML, keep=self.keep_MN, stamp=np.array(self.stamp))
-        os.replace(aside, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> VisualIdCache:

@@ -18,8 +18,8 @@ from lavit_jax.parallel.collectives import Counts
 from lavit_jax.parallel.mesh import placed
 
 KERNEL = "tpu_custom_call"
-# With less effort XLA:TPU takes half the CPU time. Its answers for stage two on v5p-128 beside those
-# at full effort: flops and collectives the same, peak memory 0.7 % and time 4 % less.
+# With less effort XLA:TPU takes half the CPU time. Its answers for stage two on v5p-128 beside
+# those at full effort: flops and collectives the same, peak memory 0.7 % and time 4 % less.
 QUICK = {"xla_optimization_level": "EFFORT_O1"}
 # How XLA:TPU says what does not fit: beside the arguments, or all together.
 BESIDE = re.compile(r"temporaries \((?P<number>[\d.]+)(?P<unit>[KMGT])\) exceeds available HBM")

@@ -24,6 +24,7 @@ from lavit_jax.models.config import LlamaConfig
 from lavit_jax.models.lavit import Modules
 from lavit_jax.models.unet import Condition
 from lavit_jax.planning import lengths
+from lavit_jax.training import state
 from lavit_jax.training.schedule import Phase
 
 
@@ -48,9 +49,7 @@ class Workload:
 
 def parameter_count(modules: Modules, names: tuple[str, ...]) -> dict[str, int]:
     """Parameters of each module."""
-    shapes: dict[str, Any] = jax.eval_shape(
-        lambda: nn.meta.unbox(lavit.init_params(modules, names, jax.random.key(0)))
-    )
+    shapes: dict[str, Any] = nn.meta.unbox(state.abstract_params(modules, names))
     return {
         name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
         for name, tree in shapes.items()

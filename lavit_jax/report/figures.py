@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
+
+from lavit_jax import disk
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
 
@@ -154,6 +155,4 @@ def to_png(image_HW3: Picture) -> bytes:
 
 def save_png(path: Path, image_HW3: Picture) -> None:
     """Writes a PNG file; nobody ever sees half of it."""
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_bytes(to_png(image_HW3))
-    os.replace(aside, path)
+    disk.write_bytes(path, to_png(image_HW3))

@@ -6,7 +6,6 @@ import base64
 import itertools
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup, escape
 
+from lavit_jax import disk
 from lavit_jax.errors import UserError
 from lavit_jax.report import charts, figures
 from lavit_jax.report.data import SHOWN_CARDS, Bar, Gallery, ReportData
@@ -37,8 +37,10 @@ def write_report(workdir: Path, data: ReportData) -> Path:
     """
     folder = workdir / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "metrics.json", json.dumps(_finite(data.metrics), indent=2) + "\n")
-    return _replace(folder / "index.html", render(data))
+    disk.write_text(folder / "metrics.json", json.dumps(_finite(data.metrics), indent=2) + "\n")
+    page = folder / "index.html"
+    disk.write_text(page, render(data))
+    return page
 
 
 def render(data: ReportData) -> str:
@@ -84,7 +86,7 @@ def add_gallery(index: Path, name: str, gallery: Gallery) -> None:
     link = f'<a href="#{name}">{escape(gallery.title)}</a>'
     page = page.replace(LINKS, f"{start}{link}{end}\n{LINKS}")
     page = page.replace(GALLERIES, f"{start}\n{section}{end}\n{GALLERIES}")
-    _replace(index, page)
+    disk.write_text(index, page)
 
 
 def _environment() -> jinja2.Environment:
@@ -157,10 +159,3 @@ def _finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
         return value if isinstance(value, int) else float(value)
 
     return {key: plain(value) for key, value in metrics.items()}
-
-
-def _replace(path: Path, text: str) -> Path:
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
-    return path

@@ -30,9 +30,7 @@ def phase_program(config: ConfigDict, phase: Phase, modules: Modules, mesh: Mesh
     """The step that `lavit train` compiles for a phase."""
     tx = make_optimizer(phase.config["optimizer"], phase.steps)
     shardings = state.state_shardings(modules, phase.names, tx, phase.trained, mesh)
-    shapes = jax.eval_shape(
-        lambda: state.init_state(modules, phase.names, tx, phase.trained, config.seed)
-    )
+    shapes = state.abstract_state(modules, phase.names, tx, phase.trained, config.seed)
     step = state.make_step(
         make_objective(modules, phase.config), tx, phase.trained, phase.config.get("accumulate", 1)
     )

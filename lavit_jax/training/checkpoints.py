@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
-import functools
 import json
-import logging as python_logging
 import os
-import shutil
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from jax.experimental import multihost_utils
 
+from lavit_jax import disk
 from lavit_jax.errors import UserError
 from lavit_jax.training import checksums
 from lavit_jax.training.retention import Facts, Policy, kept
@@ -31,8 +28,7 @@ Abstract = Callable[[Position], Any]
 PhaseOf = Callable[[int], str]
 
 COMMIT_POLL_SECONDS = 0.05
-DISCARD_SECONDS = 10.0  # how long writers of a save that failed may go on
-DISCARD_LOOKS = 4  # in a row that find nothing of it
+SLICED_BYTES = 64 << 20  # arrays above are worth slicing among the devices that hold them
 UNFINISHED = "*.orbax-checkpoint-tmp*"
 
 
@@ -68,6 +64,7 @@ class Checkpoints:
             create=True,
             cleanup_tmp_directories=True,
         )
+        self._identity = _identity(directory)
         self._settled = threading.Event()  # no save is under way
         self._summing: threading.Thread | None = None
 
@@ -80,18 +77,19 @@ class Checkpoints:
           position: JSON: global step, data iterator state, and "metrics" to choose the best by.
 
         Raises:
-          UserError: the directory is gone, or this or an earlier save cannot be written.
+          UserError: the directory is gone or another, or this or an earlier save cannot be written.
         """
         if step in self._manager.all_steps():
             return
         self._check_directory()
         self.wait()  # as orbax would; a save takes old ones away, so none may still be summed
         self._preservation.metrics[step] = position.get("metrics", {})
+        copies = jax.tree.map(_one_copy, state)
         self._guarded(
             lambda: self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)
+                    state=ocp.args.StandardSave(copies), position=ocp.args.JsonSave(position)
                 ),
             )
         )
@@ -150,6 +148,7 @@ class Checkpoints:
         self._settled.set()
         if self._summing is not None:
             self._summing.join()
+            self._check_directory()
 
     def close(self) -> None:
         """Blocks until every save is on disk; nothing can be saved afterwards.
@@ -161,8 +160,8 @@ class Checkpoints:
         self._guarded(self._manager.close)
 
     def _check_directory(self) -> None:
-        # In a bucket a folder is there once something is in it.
-        if isinstance(self.directory, Path) and not self.directory.is_dir():
+        """Raises if the directory is gone, or another: a save under way then makes it anew."""
+        if _identity(self.directory) != self._identity:
             raise UserError(f"cannot save: {self.directory} has vanished")
 
     def _guarded(self, work: Callable[[], Any]) -> None:
@@ -171,8 +170,8 @@ class Checkpoints:
             work()
         except Exception as error:
             self._settled.set()
-            self._check_directory()
             self._discard_unfinished()
+            self._check_directory()
             whole = saved_steps(self.directory)[-1:]
             left = f"; step {whole[0]} is the newest that is whole" if whole else ""
             raise UserError(f"cannot save to {self.directory}: {_cause(error)}{left}") from error
@@ -181,18 +180,11 @@ class Checkpoints:
         """Takes away what a save that failed has written; its room may be what is wanting."""
         if not isinstance(self.directory, Path):
             return
-        until, clean = time.monotonic() + DISCARD_SECONDS, 0
-        # Orbax gives up at the first error, while others of its threads still write: look again.
-        while clean < DISCARD_LOOKS and time.monotonic() < until:
-            left = list(self.directory.glob(UNFINISHED))
-            clean = 0 if left else clean + 1
-            try:
-                for folder in left:
-                    shutil.rmtree(folder)
-            except OSError as error:
-                if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                    return
-            time.sleep(COMMIT_POLL_SECONDS)
+        disk.remove_unfinished(lambda: self.directory.glob(UNFINISHED))
+        if _identity(self.directory) != self._identity:  # made anew by the save, if it is there
+            with contextlib.suppress(OSError):
+                self.directory.rmdir()
+                self.directory.parent.rmdir()
 
     def _sum(self, step: int) -> None:
         """Waits until a save is complete, then stores this process's part of its checksums."""
@@ -205,7 +197,7 @@ class Checkpoints:
             return
         try:
             checksums.write(folder, jax.process_index(), jax.process_count())
-        except OSError as error:  # the checkpoint is whole, or pruned by now
+        except (OSError, UserError) as error:  # the checkpoint is whole, or pruned by now
             if folder.is_dir():
                 _tell(f"warning: no checksums of {folder}: {_reason(error)}")
 
@@ -291,9 +283,7 @@ def any_saved(directory: Path) -> bool:
 
 
 def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:
-    # Orbax tells every detail through absl; what it raises is enough here.
-    logging.set_verbosity(logging.FATAL)
-    _hush_writers()
+    disk.hush_orbax()
     return ocp.CheckpointManager(
         directory.absolute(), options=ocp.CheckpointManagerOptions(**options)
     )
@@ -322,6 +312,25 @@ def _newest_readable(
     return None
 
 
+def _one_copy(array: Any) -> Any:
+    """Of a small array that each device of this process alone holds whole, the first one's.
+
+    Orbax would cut it and write a slice from every device, which takes far longer.
+    """
+    alone = isinstance(array, jax.Array) and jax.process_count() == 1
+    if not alone or not array.is_fully_replicated or array.nbytes > SLICED_BYTES:
+        return array
+    return array.addressable_data(0)
+
+
+def _identity(directory: Path) -> tuple[int, int] | None:
+    """What a directory is whatever its name; None where it is gone, or in a bucket."""
+    if not isinstance(directory, Path) or not directory.is_dir():
+        return None
+    found = directory.stat()
+    return found.st_dev, found.st_ino
+
+
 def _check_sums(folder: Path) -> None:
     """Raises if files have changed; all processes agree on it. Buckets look after their own."""
     if not isinstance(folder, Path):
@@ -343,22 +352,6 @@ def _restore(manager: ocp.CheckpointManager, step: int, abstract: Abstract) -> S
     return Saved(step, restored["state"], position)
 
 
-def _hush_writers() -> None:
-    """A save that fails is told once: orbax leaves unheard what else its threads raise then."""
-    python_logging.getLogger("asyncio").addFilter(_unheard)
-    if getattr(sys.unraisablehook, "func", None) is not _unraisable:
-        sys.unraisablehook = functools.partial(_unraisable, sys.unraisablehook)
-
-
-def _unheard(record: python_logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("Future exception was never retrieved")
-
-
-def _unraisable(before: Callable[[Any], Any], told: Any) -> None:
-    if str(told.exc_value) != "Event loop is closed":
-        before(told)
-
-
 def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -369,11 +362,9 @@ def _reason(error: BaseException) -> str:
 
 def _cause(error: BaseException) -> str:
     """The system's own words, which orbax and tensorstore wrap in theirs."""
-    text = str(error)
-    for number in (os.strerror(n) for n in (28, 27, 30, 13, 122, 5)):
-        if number in text:
-            return number
-    return _reason(error)
+    known = (os.strerror(number) for number in (errno.EACCES, errno.EIO))
+    words = (each for each in known if each in str(error))
+    return disk.reason(error) or next(words, _reason(error))
 
 
 def read_json(path: Path) -> Any:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
+
+from lavit_jax import disk
 
 PREFIX = "checksums"
 
@@ -19,12 +20,10 @@ SOUND, DAMAGED, UNKNOWN = "sound", "damaged", "unknown"
 
 
 def write(folder: Path, part: int = 0, parts: int = 1) -> None:
-    """Stores the checksums of a part of a folder's files, aside and then renamed."""
+    """Stores the checksums of a part of a folder's files, in one move."""
     sums = {name: _sha256(folder / name) for name in _files(folder)[part::parts]}
     stored = folder / f"{PREFIX}-{part}-of-{parts}.json"
-    aside = stored.with_suffix(".tmp")
-    aside.write_text(json.dumps({"parts": parts, "sha256": sums}, indent=1) + "\n")
-    os.replace(aside, stored)
+    disk.write_text(stored, json.dumps({"parts": parts, "sha256": sums}, indent=1) + "\n")
 
 
 def recorded(folder: Path) -> bool:

@@ -19,6 +19,8 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from lavit_jax import disk
+
 FILE = "run.json"
 PACKAGES = ("lavit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 GIT_SECONDS = 5
@@ -74,9 +76,7 @@ class Launch:
         if jax.process_index() != 0:
             return
         document = {"config": self._config, "launches": [*self._before, self._entry]}
-        aside = self._path.with_suffix(".tmp")
-        aside.write_text(json.dumps(document, indent=1) + "\n")
-        os.replace(aside, self._path)
+        disk.write_text(self._path, json.dumps(document, indent=1) + "\n")
 
 
 def read(workdir: Path) -> list[dict[str, Any]]:

@@ -214,6 +214,6 @@ class _Session:
         stopped = kind is not None and issubclass(kind, SystemExit | KeyboardInterrupt)
         status = "finished" if kind is None else "stopped" if stopped else "failed"
         seconds = self._goodput.seconds()
-        with contextlib.suppress(OSError):  # a full disk has been told by then
+        with contextlib.suppress(OSError, UserError):  # a full disk has been told by then
             self._launch.update(self._step, seconds, status)
         self._writer.say(goodput.describe(seconds))

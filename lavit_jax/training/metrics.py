@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,7 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from lavit_jax.errors import UserError
+from lavit_jax import disk
 
 # Shown on the console line, in this order, where a phase has them.
 SHOWN = (
@@ -108,15 +107,8 @@ class MetricWriter:
         self.recent.extend(kept)
         if not self._writes:
             return
-        aside = self._path.with_suffix(".tmp")
-        with self._told():
-            try:
-                aside.write_text("".join(json.dumps(record) + "\n" for record in kept))
-                os.replace(aside, self._path)
-            except OSError:
-                aside.unlink(missing_ok=True)
-                raise
-            self._file = self._path.open("a", buffering=1)
+        disk.write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = self._path.open("a", buffering=1)
         self._board = tensorboardX.SummaryWriter(
             str(self._workdir / "tensorboard"), purge_step=start + 1, write_to_disk=True
         )
@@ -161,7 +153,7 @@ class MetricWriter:
         self.recent.append(record)
         if not self._writes:
             return
-        with self._told():
+        with disk.writing(self._path):
             self._file.write(json.dumps(record) + "\n")
         shown = "  ".join(f"{k} {metrics[k]:.3f}" for k in SHOWN if k in metrics)
         self._progress.update(
@@ -182,17 +174,9 @@ class MetricWriter:
         """Puts what was written where a kill cannot reach it, as a checkpoint needs it."""
         if not self._writes:
             return
-        with self._told():
+        with disk.writing(self._path):
             os.fsync(self._file.fileno())
             self._board.flush()
-
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Names the file where the system's error does not."""
-        try:
-            yield
-        except OSError as error:
-            raise UserError(f"cannot write {self._path}: {error.strerror or error}") from error
 
     def say(self, message: str) -> None:
         """One line on the console, above the progress bar."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from lavit_jax import disk
 from lavit_jax.errors import UserError
 from lavit_jax.parallel import feed
 from lavit_jax.parallel.mesh import make_mesh, placed
@@ -50,15 +50,13 @@ class Finding:
 
 
 def save(run: Run, step: int, batch: Batch) -> str:
-    """Stores a step's batch, whole, aside and then renamed; what `replay` finds it by."""
+    """Stores a step's batch, whole and in one move; what `replay` finds it by."""
     whole = feed.to_host(batch, run.mesh)
     path = run.workdir / FOLDER / f"{step:07d}.npz"
     if jax.process_index() == 0:
         path.parent.mkdir(exist_ok=True)
-        aside = path.with_suffix(".tmp")
-        with aside.open("wb") as file:
+        with disk.replacing(path) as aside, aside.open("wb") as file:
             np.savez_compressed(file, **whole)
-        os.replace(aside, path)
     return f"{run.storage.name}/{FOLDER}/{path.name}"
 
 

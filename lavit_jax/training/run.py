@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lavit_jax import config as configs
+from lavit_jax import disk
 from lavit_jax.data import datasets
 from lavit_jax.data import text as text_data
 from lavit_jax.data.text import TextTokenizer
@@ -101,11 +102,10 @@ def claim_workdir(config: ConfigDict, place: Storage) -> None:
                 )
             for made in MADE_BY_CONFIG:
                 (workdir / made).unlink(missing_ok=True)
-        aside = stored.with_suffix(".tmp")
-        aside.write_text(text)
-        os.replace(aside, stored)
+        disk.write_text(stored, text)
     except OSError as error:
-        raise UserError(f"cannot write to the work directory {place.name}: {error}") from error
+        reason = error.strerror or error
+        raise UserError(f"cannot write to the work directory {place.name}: {reason}") from error
 
 
 def _differences(stored: Path, text: str) -> list[str] | None:
@@ -182,7 +182,7 @@ def abstract_state(
     """Shapes and shardings of the state that a checkpoint at `step` holds."""
     phase = phase_at(phases, step)
     tx = make_optimizer(phase.config["optimizer"], phase.steps)
-    shapes = jax.eval_shape(lambda: state.init_state(modules, phase.names, tx, phase.trained, seed))
+    shapes = state.abstract_state(modules, phase.names, tx, phase.trained, seed)
     shardings = state.state_shardings(modules, phase.names, tx, phase.trained, mesh)
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),

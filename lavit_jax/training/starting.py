@@ -7,7 +7,6 @@ frozen ones too.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from lavit_jax import disk
 from lavit_jax.errors import UserError
 from lavit_jax.models.config import LavitConfig
 from lavit_jax.training import weights
@@ -62,9 +62,7 @@ def copy_text_model(config: ConfigDict, model: Path) -> None:
         return
     found = [text for source in sources(config) if (text := weights.text_model(source)) is not None]
     if found:
-        aside = model.with_suffix(".tmp")
-        aside.write_bytes(found[-1])
-        os.replace(aside, model)
+        disk.write_bytes(model, found[-1])
 
 
 def begin(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from lavit_jax.models import lavit, placement, quantizer
+from lavit_jax.models.config import LavitConfig
 from lavit_jax.models.lavit import Modules
 from lavit_jax.models.quantizer import Codebook
 from lavit_jax.parallel import rules
@@ -43,10 +45,20 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
 Gradients = Callable[[TrainState, Batch], tuple[dict[str, Array], Codebook, Any]]
 
 
+def abstract_params(modules: Modules, names: tuple[str, ...]) -> dict[str, Any]:
+    """Shapes of the named modules' parameters, boxed with logical axes."""
+    return {name: _abstract_module(modules.config, name) for name in names}
+
+
+@functools.cache  # tracing an initialiser takes a second, and every phase asks several times
+def _abstract_module(config: LavitConfig, name: str) -> Any:
+    modules = lavit.build_modules(config)
+    return jax.eval_shape(lambda: lavit.init_params(modules, (name,), jax.random.key(0)))[name]
+
+
 def param_shardings(modules: Modules, names: tuple[str, ...], mesh: Mesh) -> dict[str, Any]:
     """Shardings of the named modules' parameters."""
-    boxed = jax.eval_shape(lambda: lavit.init_params(modules, names, jax.random.key(0)))
-    return rules.param_shardings(boxed, mesh)
+    return rules.param_shardings(abstract_params(modules, names), mesh)
 
 
 def state_shardings(
@@ -59,9 +71,7 @@ def state_shardings(
     """A `TrainState` of shardings: optimizer moments lie where their parameters lie."""
     whole: Any = rules.replicated(mesh)
     params = param_shardings(modules, names, mesh)
-    shapes = jax.eval_shape(
-        lambda: nn.meta.unbox(lavit.init_params(modules, trained, jax.random.key(0)))
-    )
+    shapes = nn.meta.unbox(abstract_params(modules, trained))
     opt_state = optax.tree_map_params(
         tx,
         lambda _, sharding: sharding,
@@ -80,8 +90,31 @@ def init_state(
     seed: int,
 ) -> TrainState:
     """A fresh state; a pure function of its arguments, to be jitted with `state_shardings`."""
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    params = nn.meta.unbox(lavit.init_params(modules, names, key))
+    return _with_params(params, modules, tx, trained, seed)
+
+
+def abstract_state(
+    modules: Modules,
+    names: tuple[str, ...],
+    tx: optax.GradientTransformation,
+    trained: tuple[str, ...],
+    seed: int,
+) -> TrainState:
+    """The shapes of what `init_state` makes."""
+    params = nn.meta.unbox(abstract_params(modules, names))
+    return jax.eval_shape(lambda p: _with_params(p, modules, tx, trained, seed), params)
+
+
+def _with_params(
+    params: dict[str, Any],
+    modules: Modules,
+    tx: optax.GradientTransformation,
+    trained: tuple[str, ...],
+    seed: int,
+) -> TrainState:
     root = jax.random.key(seed)
-    params = nn.meta.unbox(lavit.init_params(modules, names, jax.random.fold_in(root, 1)))
     book = quantizer.random_codebook(modules.config.quantizer, jax.random.fold_in(root, 2))
     opt_state = tx.init({name: params[name] for name in trained})
     key = jax.random.key_data(jax.random.fold_in(root, 3))

@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 from jax.experimental import multihost_utils
 
 from lavit_jax.convert import load, published, record
@@ -28,7 +27,7 @@ from lavit_jax.convert.published import Published
 from lavit_jax.data import images as image_data
 from lavit_jax.data import prepared, stored_ids
 from lavit_jax.data.prepare.store import WORK, Store
-from lavit_jax.data.prepare.tasks import WRITER, sha256
+from lavit_jax.data.prepare.tasks import sha256
 from lavit_jax.data.stored_ids import Stamp, Tokens
 from lavit_jax.errors import UserError
 from lavit_jax.models import lavit
@@ -248,7 +247,7 @@ def _write(store: Store, shard: _Shard, images: Sequence[Record], tokenizer: _To
     """Tokenizes a shard and leaves its receipt."""
     with store.scratch() as folder:
         aside = folder / shard.name
-        writer = ArrayRecordWriter(str(aside), WRITER)
+        writer = store.records(aside)
         for stack in _stacks(images, shard, tokenizer.height, tokenizer.size):
             pictures = [pixels for _, pixels in stack if pixels is not None]
             found = iter(tokenizer(pictures) if pictures else ())

@@ -21,6 +21,7 @@ from lavit_jax.convert.convert import convert
 from lavit_jax.convert.reverse import reverse
 from lavit_jax.errors import UserError
 from published_weights import GROUPED
+from small_run import nearly_full_disk
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "lavit-mini"
 LAYOUTS = ("safetensors", "safetensors-sharded", "torch", "torch-sharded")
@@ -446,15 +447,24 @@ def test_a_record_cannot_name_a_language_model_outside_of_the_checkpoint(folder,
         record.load(tmp_path / "ours")
 
 
-@pytest.mark.parametrize("where", [(store.Writer, "write"), (conversion.record, "save")])
-def test_a_full_disk_leaves_nothing(where, folder, tmp_path, monkeypatch):
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(*where, full)
-    with pytest.raises(OSError, match="No space left"):
-        convert(folder, tmp_path / "ours")
+@pytest.mark.parametrize("size", [1000, 10_000])  # laying out the checkpoint, writing arrays
+def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(size, folder, tmp_path, capfd):
+    with nearly_full_disk(size):
+        assert main(["convert", str(folder), str(tmp_path / "ours")]) == 2
+    told = f"lavit: error: cannot write {tmp_path / 'ours'}: File too large\n"
+    assert capfd.readouterr().err == told
     assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "torch"])
+def test_a_full_disk_stops_writing_back_likewise(layout, tmp_path, states, capfd):
+    src = published_weights.write(tmp_path / "src", GROUPED, states, layout)
+    convert(src, tmp_path / "ours", "language_model")
+    with nearly_full_disk(10_000):
+        assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--reverse"]) == 2
+    told = f"lavit: error: cannot write {tmp_path / 'back'}: File too large\n"
+    assert capfd.readouterr().err == told
+    assert {path.name for path in tmp_path.iterdir()} == {"src", "ours"}
 
 
 def test_nothing_is_overwritten(folder, tmp_path):

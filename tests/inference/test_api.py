@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -137,16 +138,25 @@ def test_sampled_selections_repeat_with_their_seed_only(model):
     assert any((a.keep != b.keep).any() for a, b in zip(first, other))
 
 
+@functools.cache
+def score_program(llm):
+    """From embeddings to log-probabilities, compiled once for each length."""
+
+    def scores(params, embeds):
+        mask = attention.causal_segment_mask(jnp.ones(embeds.shape[:2], jnp.int32))
+        positions = jnp.arange(embeds.shape[1])[None]
+        hidden, _ = llm.apply({"params": params}, embeds, positions, mask, method="hidden")
+        return jax.nn.log_softmax(llm.apply({"params": params}, hidden, method="logits")[0])
+
+    return jax.jit(scores)
+
+
 def teacher_forced(model, pieces, targets):
     """Summed log-probability of ids after pieces: ids, or (features, count) of a picture."""
     table = np.asarray(model.params["llm"]["embedding"])
     rows = [table[[p]] if isinstance(p, int) else p for p in [*pieces, *targets]]
     embeds = np.concatenate(rows)[None]
-    mask = attention.causal_segment_mask(np.ones(embeds.shape[:2], np.int32))
-    positions = np.arange(embeds.shape[1])[None]
-    llm, params = model.modules.llm, {"params": model.params["llm"]}
-    hidden, _ = llm.apply(params, embeds, positions, mask, method="hidden")
-    scores = jax.nn.log_softmax(llm.apply(params, hidden, method="logits")[0])
+    scores = np.asarray(score_program(model.modules.llm)(model.params["llm"], embeds))
     first = embeds.shape[1] - len(targets)
     return sum(float(scores[first + k - 1, token]) for k, token in enumerate(targets))
 

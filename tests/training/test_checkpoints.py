@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from lavit_jax.errors import UserError
@@ -177,6 +178,25 @@ def test_a_directory_that_vanished_is_one_clear_error_and_not_made_again(tmp_pat
     with pytest.raises(UserError, match="cannot save: .* has vanished"):
         checkpoints.save(10, _state(10.0), {"step": 10})
     assert not (tmp_path / "c").exists()
+
+
+def test_a_directory_moved_away_in_the_middle_of_a_save_is_not_made_again(tmp_path):
+    (tmp_path / "run").mkdir()
+    checkpoints = Checkpoints(tmp_path / "run" / "c", Policy(3))
+    arrays = {str(n): np.random.default_rng(n).random(20_000) for n in range(20)}
+    checkpoints.save(10, arrays, {"step": 10})
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"cannot save: .*run/c has vanished$"):
+        checkpoints.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+
+
+def test_another_directory_in_its_place_gets_no_checkpoints(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", Policy(3))
+    (tmp_path / "c").rename(tmp_path / "elsewhere")
+    (tmp_path / "c").mkdir()
+    with pytest.raises(UserError, match="cannot save: .* has vanished"):
+        checkpoints.save(10, _state(10.0), {"step": 10})
 
 
 def test_a_full_disk_is_one_clear_error_and_the_newest_checkpoint_stays(tmp_path):

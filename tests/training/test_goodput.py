@@ -1,5 +1,6 @@
 import pytest
 
+from benchmarks import durability
 from lavit_jax.training import goodput
 from lavit_jax.training.goodput import Goodput
 
@@ -85,3 +86,14 @@ def test_a_process_began_before_now():
     import time
 
     assert 0 < time.monotonic() - goodput.process_start() < 24 * 3600
+
+
+@pytest.mark.parametrize(
+    ("overhead", "resume", "status"), [(0.019, 19.9, 0), (0.021, 5.0, 1), (-0.01, 20.1, 1)]
+)
+def test_a_missed_bar_of_durability_is_told_and_fails(overhead, resume, status, capsys):
+    found = {"checkpoint_overhead": overhead, "resume_to_first_step_seconds": resume}
+    assert durability.judge(found) == status
+    shown = capsys.readouterr().out
+    assert f"{100 * overhead:+.1f} % of step time (bar 2 %)" in shown
+    assert f"{resume:.1f} s (bar 20 s)" in shown

@@ -112,4 +112,4 @@ def test_a_full_disk_at_the_start_names_the_file_and_loses_nothing(tmp_path):
     with nearly_full_disk(10), pytest.raises(UserError, match="cannot write .*metrics.jsonl: File"):
         MetricWriter(tmp_path, 2, total=10, every=2)
     assert read_metrics(tmp_path / "metrics.jsonl") == before
-    assert not (tmp_path / "metrics.tmp").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "tensorboard"}

@@ -19,6 +19,7 @@ from lavit_jax.training import tokenize_dataset as job
 from lavit_jax.training.metrics import read_metrics
 from lavit_jax.training.restore import restore
 from shards import write_tar
+from small_run import nearly_full_disk
 from tiny import mini_config
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "lavit-mini"
@@ -40,6 +41,18 @@ def prepare_pictures(folder):
     write_tar(folder / "src" / "00000.tar", members)
     command = ["data", "prepare", str(folder / "src"), str(folder / "data"), "--workers", "1"]
     assert main([*command, "--shard-mb", "0.03"]) == 0
+
+
+def decoded(example):
+    return np.asarray(Image.open(io.BytesIO(example.image)).convert("RGB"))
+
+
+def assert_a_full_disk_is_told(data, ids, workdir, capsys):
+    with nearly_full_disk(1000):
+        assert main(["tokenize-dataset", data, str(ids), "--checkpoint", workdir]) == 2
+    assert f"\nlavit: error: cannot write {ids}: File too large\n" in capsys.readouterr().err
+    assert (ids / ".work").is_dir()
+    assert not list(ids.glob(".work/tmp-*"))  # of a shard half written nothing is left
 
 
 def test_a_prepared_data_set_is_trained_on_and_tokenized_for_stage_two(
@@ -75,6 +88,8 @@ def test_a_prepared_data_set_is_trained_on_and_tokenized_for_stage_two(
     with monkeypatch.context() as patched:
         patched.setattr(job, "_write", stop_after_one)
         assert main(tokenize) == 130
+
+    assert_a_full_disk_is_told(data, tmp_path / "full", workdir, capsys)
     monkeypatch.setattr(
         job,
         "_write",
@@ -91,8 +106,7 @@ def test_a_prepared_data_set_is_trained_on_and_tokenized_for_stage_two(
     assert found.step == 3 * STEPS
     stored, pictures = stored_ids.StoredIds(ids, stamp, 96), Prepared(data)
     for place in (0, 50, 95):
-        decoded = np.asarray(Image.open(io.BytesIO(pictures[place].image)).convert("RGB"))
-        (tokens,) = model.tokenize([decoded])
+        (tokens,) = model.tokenize([decoded(pictures[place])])
         np.testing.assert_array_equal(stored[place].codes_L, tokens.ids)
         np.testing.assert_array_equal(stored[place].keep_N, tokens.keep)
 

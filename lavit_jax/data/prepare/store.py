@@ -11,12 +11,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from lavit_jax import disk
 from lavit_jax.data.prepare import claim
 from lavit_jax.data.sources import files
 from lavit_jax.errors import UserError
 
 WORK = ".work"  # plan, receipts and unfinished files, until all is done
 STOP = f"{WORK}/stop.json"  # tells workers on other machines to begin no more, and why
+WRITER = "group_size:1"  # every record can be read alone, and its checksum checked
 
 
 class Store:
@@ -69,12 +73,20 @@ class Store:
         except ValueError as error:
             raise UserError(f"{self.url}/{name}: not valid JSON ({error})") from error
 
+    def writing(self) -> contextlib.AbstractContextManager[None]:
+        """Around what writes: errors become a `UserError` that names this folder."""
+        return disk.writing(self.url)
+
     def write_json(self, name: str, document: Any) -> None:
         """Writes a JSON file in one move."""
-        with self.scratch() as folder:
+        with self.scratch() as folder, self.writing():
             aside = folder / "document"
             aside.write_text(json.dumps(document, indent=1) + "\n")
             self.publish(aside, name)
+
+    def records(self, aside: Path) -> RecordWriter:
+        """A file of records in `scratch`."""
+        return RecordWriter(self, aside)
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -84,8 +96,9 @@ class Store:
                 yield Path(elsewhere)
             return
         work = Path(self.path(WORK))
-        work.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="tmp-", dir=work))
+        with self.writing():
+            work.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix="tmp-", dir=work))
         try:
             yield folder
         finally:
@@ -93,6 +106,10 @@ class Store:
 
     def publish(self, aside: Path, name: str) -> None:
         """Moves a finished file of `scratch` here in one move, safe from power cuts."""
+        with self.writing():
+            self._publish(aside, name)
+
+    def _publish(self, aside: Path, name: str) -> None:
         if not self._local:
             self._fs.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
             self._fs.put_file(str(aside), self.path(name))
@@ -112,7 +129,7 @@ class Store:
         """Writes the contents of files one after the other as one file."""
         with self.scratch() as folder:
             aside = folder / "together"
-            with aside.open("wb") as file:
+            with self.writing(), aside.open("wb") as file:
                 for name in names:
                     file.write(self._fs.cat_file(self.path(name)))
             self.publish(aside, target)
@@ -173,3 +190,29 @@ class Store:
             except OSError as error:
                 raise UserError(f"another process is preparing {self.url}") from error
             yield
+
+
+class RecordWriter:
+    """Writes array_record; what that raises becomes a `UserError` that names the folder."""
+
+    def __init__(self, store: Store, path: Path) -> None:
+        self._store = store
+        with self._writing():
+            self._file = ArrayRecordWriter(str(path), WRITER)
+
+    def write(self, data: bytes) -> None:
+        with self._writing():
+            self._file.write(data)
+
+    def close(self) -> None:
+        """Has everything on disk."""
+        with self._writing():
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # "write() failed: No space left on device; writing /..."
+            words = disk.reason(error) or str(error).partition(";")[0]
+            raise UserError(f"cannot write {self._store.url}: {words}") from error

@@ -13,16 +13,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from array_record.python.array_record_module import ArrayRecordWriter
-
 from lavit_jax.data import record
 from lavit_jax.data.check import checked
-from lavit_jax.data.prepare.store import WORK, Store
+from lavit_jax.data.prepare.store import WORK, RecordWriter, Store
 from lavit_jax.data.sources import Options, Part, Raw, open_source
 from lavit_jax.data.tally import Tally
 from lavit_jax.errors import UserError
-
-WRITER = "group_size:1"  # every record can be read alone, and its checksum checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,22 +107,23 @@ def run_task(job: Job, task: Task) -> dict[str, Any]:
     if done is not None:
         return done
     source, tally = open_source(job.source, job.options), Tally()
+    rejected: list[str] = []
     with store.scratch() as folder:
-        shards = _Shards(folder, task, job.shard_bytes)
-        with (folder / "rejected").open("w") as rejected:
-            for part in task.parts:
-                for raw in source.read(part):
-                    for item in checked(raw):
-                        if isinstance(item, Raw):
-                            tally.good += 1
-                            shards.write(item)
-                        else:
-                            tally.add_broken(item)
-                            line = json.dumps(dataclasses.asdict(item))
-                            rejected.write(line + "\n")
+        shards = _Shards(store, folder, task, job.shard_bytes)
+        for part in task.parts:
+            for raw in source.read(part):
+                for item in checked(raw):
+                    if isinstance(item, Raw):
+                        tally.good += 1
+                        shards.write(item)
+                    else:
+                        tally.add_broken(item)
+                        rejected.append(json.dumps(dataclasses.asdict(item)) + "\n")
         written = shards.close()
         for shard in written:
             store.publish(folder / shard["name"], shard["name"])
+        with store.writing():
+            (folder / "rejected").write_text("".join(rejected))
         store.publish(folder / "rejected", task.rejected)
     receipt = {"shards": written, "tally": tally.to_json()}
     store.write_json(task.receipt, receipt)
@@ -142,12 +139,12 @@ def sha256(path: Path) -> str:
 class _Shards:
     """Writes records to shard after shard, each about as large as the next."""
 
-    def __init__(self, folder: Path, task: Task, shard_bytes: int) -> None:
-        self._folder, self._number = folder, task.number
+    def __init__(self, store: Store, folder: Path, task: Task, shard_bytes: int) -> None:
+        self._store, self._folder, self._number = store, folder, task.number
         pieces = round(task.size / shard_bytes)
         # What the source takes says how much there will be, for images at least.
         self._limit = 1.02 * task.size / pieces if pieces > 1 else 1.4 * shard_bytes
-        self._writer: ArrayRecordWriter | None = None
+        self._writer: RecordWriter | None = None
         self._done: list[dict[str, Any]] = []
 
     def write(self, example: Raw) -> None:
@@ -157,7 +154,7 @@ class _Shards:
             self._writer = None
         if self._writer is None:
             name = f"shard-{self._number:06d}-{len(self._done):03d}.array_record"
-            self._writer = ArrayRecordWriter(str(self._folder / name), WRITER)
+            self._writer = self._store.records(self._folder / name)
             self._done.append({"name": name, "examples": 0, "images": 0, "payload": 0})
         self._writer.write(data)
         shard = self._done[-1]

@@ -24,6 +24,7 @@ from lavit_jax.data.sources import Options
 from lavit_jax.data.tally import TooManyBroken
 from lavit_jax.errors import UserError
 from shards import jpeg, keys, pair, tars, write_tar
+from small_run import nearly_full_disk
 
 ALONE = run.local_runner(1)
 
@@ -155,6 +156,19 @@ def test_a_task_done_twice_leaves_the_same_files(tmp_path):
     (tmp_path / "dst" / task.receipt).unlink()
     assert tasks.run_task(begun, task) == receipt
     assert {p: p.read_bytes() for p in (tmp_path / "dst").rglob("*") if p.is_file()} == before
+
+
+def test_a_full_disk_is_told_in_one_line_and_it_goes_on_once_there_is_room(tmp_path):
+    source = tars(tmp_path / "src", 2, 20)
+    run.prepare(job(source, tmp_path / "whole"), ALONE)
+    full = job(source, tmp_path / "dst")
+    for size in (10, 10_000):  # the plan, a shard
+        with nearly_full_disk(size), pytest.raises(UserError) as told:
+            run.prepare(full, ALONE)
+        assert str(told.value) == f"cannot write {tmp_path / 'dst'}: File too large"
+        assert not list((tmp_path / "dst").rglob("tmp-*"))
+    run.prepare(full, ALONE)
+    assert content(tmp_path / "dst") == content(tmp_path / "whole")
 
 
 def test_nothing_to_prepare_is_said(tmp_path):

@@ -1,0 +1,130 @@
+"""Writing files: whole or not at all, and one clear line where the disk does not take them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lavit_jax.errors import UserError
+
+# Only writing raises these: no room, a file or a quota too large, a file system mounted read-only.
+NOT_TAKEN = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+REMOVE_SECONDS = 10.0  # how long writers of what failed may go on
+REMOVE_LOOKS = 4  # in a row that find nothing of it
+POLL_SECONDS = 0.05
+
+
+def reason(error: BaseException) -> str | None:
+    """The system's own words for why a disk did not take something; None for any other error.
+
+    Libraries wrap them: orbax and tensorstore in the text of theirs, torch in nothing at all.
+    """
+    words = [os.strerror(number) for number in NOT_TAKEN]
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in NOT_TAKEN:
+            return os.strerror(seen.errno)
+        for each in words:
+            if each in str(seen):
+                return each
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+@contextlib.contextmanager
+def writing(place: str | os.PathLike[str]) -> Iterator[None]:
+    """Names what is written where that fails; nothing inside may read from elsewhere.
+
+    Raises:
+      UserError: any error of the system's, or of a library that wraps one.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        words = error.strerror or str(error) if isinstance(error, OSError) else reason(error)
+        if words is None:
+            raise
+        raise UserError(f"cannot write {os.fspath(place)}: {words}") from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to be written aside; it takes the place of `path` at the end, or is gone.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            yield aside
+            os.replace(aside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in one move."""
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file in one move."""
+    with replacing(path) as aside:
+        aside.write_bytes(data)
+
+
+def hush_orbax() -> None:
+    """What orbax raises is enough: it tells every detail through absl, and a save that fails once
+    more for each of its threads."""
+    from absl import logging as absl_logging
+
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("asyncio").addFilter(_unheard)
+    if getattr(sys.unraisablehook, "func", None) is not _unraisable:
+        sys.unraisablehook = functools.partial(_unraisable, sys.unraisablehook)
+
+
+def _unheard(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Future exception was never retrieved")
+
+
+def _unraisable(before: Callable[[Any], Any], told: Any) -> None:
+    if str(told.exc_value) != "Event loop is closed":
+        before(told)
+
+
+def remove_unfinished(find: Callable[[], Iterable[Any]]) -> None:
+    """Removes folders that others of this process's threads may still be writing to.
+
+    Args:
+      find: the folders that are there.
+    """
+    until, clean = time.monotonic() + REMOVE_SECONDS, 0
+    # Whoever writes gives up at the first error, while others of its threads go on: look again.
+    while clean < REMOVE_LOOKS and time.monotonic() < until:
+        left = list(find())
+        clean = 0 if left else clean + 1
+        try:
+            for folder in left:
+                shutil.rmtree(folder)
+        except OSError as error:
+            if error.errno in DENIED:
+                return
+        time.sleep(POLL_SECONDS)
