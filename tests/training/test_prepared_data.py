@@ -89,7 +89,7 @@ def test_a_prepared_data_set_is_trained_on_and_tokenized_for_stage_two(
         patched.setattr(job, "_write", stop_after_one)
         assert main(tokenize) == 130
 
-    assert_a_full_disk_is_told(data, tmp_path / "full", workdir, capsys)
+    assert_a_full_disk_is_told(str(tmp_path / "data"), tmp_path / "full", workdir, capsys)
     monkeypatch.setattr(
         job,
         "_write",
