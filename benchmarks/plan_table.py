@@ -41,8 +41,8 @@ def main(folder: str) -> None:
         f"from {LEAST / 1e6:.0f} MB on. Arrays in bfloat16 with the shape of a parameter are "
         "parameters that are gathered, those in float32 gradients that are summed. What is left: "
         "ids of the batch (s32), and embedded words, each chip having looked up its part of all "
-        "words' widths (all-to-all), and pieces of parameters that the compiler pads to whole blocks "
-        "(collective-permute). Counts put together from one and two layers may come out too "
+        "words' widths (all-to-all), and pieces of parameters that the compiler pads to whole "
+        "blocks (collective-permute). Counts put together from one and two layers may come out too "
         "high by a few gatherings that the compiler does twice."
     )
     for stem in _order(found):
