@@ -101,13 +101,8 @@ def test_a_run_killed_terminated_and_interrupted_equals_an_undisturbed_one_bit_f
 
 
 @pytest.mark.subprocess
-def test_a_killed_run_sees_the_examples_that_an_undisturbed_one_sees(
-    disturbed, new_workdir, tmp_path
-):
-    workdir = new_workdir()
-    with kills.batches_logged(tmp_path / "batches.log"):
-        train(mini_config(*OVERRIDES), workdir)
-    seen = kills.examples_seen(tmp_path / "batches.log")
+def test_a_killed_run_sees_the_examples_that_an_undisturbed_one_sees(whole_run, disturbed):
+    seen = kills.examples_seen(whole_run / "batches.log")
     assert kills.examples_seen(disturbed[0] / "batches.log") == seen
     first = [place for step in range(1, 7) for place in seen[step]["index"]]
     assert len(set(first)) == len(first)
