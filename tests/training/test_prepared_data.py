@@ -2,6 +2,10 @@
 
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +21,63 @@ from lavit_jax.inference import api
 from lavit_jax.training import tokenize_dataset as job
 from lavit_jax.training.metrics import read_metrics
 from lavit_jax.training.restore import restore
+from processes import environments
 from shards import write_tar
 from tiny import mini_config
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "lavit-mini"
+ROOT = Path(__file__).parents[2]
+GOLDENS = ROOT / "tests" / "goldens" / "lavit-mini"
 STEPS = 2
 SIZES = ("small", "large", "round", "flat", "bright", "dark")
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "orange")
+
+
+SECONDS = 900
+LIVES = "import sys; from lavit_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
+# The second process, in the middle of its shard.
+DIES_WITHIN_A_SHARD = f"""
+import os, signal
+from lavit_jax.data import stored_ids
+from lavit_jax.parallel import start
+
+encode, done = stored_ids.encode, []
+
+def encoded(*example):
+    if os.environ[start.INDEX] == "1" and len(done) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    done.append(0)
+    return encode(*example)
+
+stored_ids.encode = encoded
+{LIVES}
+"""
+
+
+def pair_of(code, arguments):
+    """Two processes that run code together."""
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+        )
+        for variables in environments()
+    ]
+
+
+def tokenize_by_two(command):
+    """Twice: one of two dies within a shard, then both are started again."""
+    first, second = pair_of(DIES_WITHIN_A_SHARD, command)
+    assert second.wait(SECONDS) == -signal.SIGKILL
+    first.kill()
+    first.wait()
+    destination = Path(command[2])
+    assert not (destination / "index.json").exists()
+    assert list(destination.glob(".work/tmp-*/ids-*"))
+    assert [process.wait(SECONDS) for process in pair_of(LIVES, command)] == [0, 0]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def prepare_pictures(folder):
@@ -41,6 +95,7 @@ def prepare_pictures(folder):
     assert main([*command, "--shard-mb", "0.03"]) == 0
 
 
+@pytest.mark.subprocess
 def test_a_prepared_data_set_is_trained_on_and_tokenized_for_stage_two(
     tmp_path, monkeypatch, capsys
 ):
@@ -91,6 +146,11 @@ def test_a_prepared_data_set_is_trained_on_and_tokenized_for_stage_two(
         (tokens,) = model.tokenize([decoded])
         np.testing.assert_array_equal(stored[place].codes_L, tokens.ids)
         np.testing.assert_array_equal(stored[place].keep_N, tokens.keep)
+
+    # Two processes write the same, whatever became of two before them.
+    together = tmp_path / "together"
+    tokenize_by_two(["tokenize-dataset", data, str(together), "--checkpoint", workdir])
+    assert contents(together) == contents(tmp_path / "ids")
 
     # Another budget of patches makes other ids, and a converted tokenizer does too.
     fewer = job.tokenize_dataset(data, str(tmp_path / "fewer"), workdir, max_kept=2)
