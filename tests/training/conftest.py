@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from benchmarks import kills
 from lavit_jax.data import text, twemoji
 from lavit_jax.models import lavit, quantizer
 from lavit_jax.training import storage
@@ -50,8 +51,16 @@ def new_workdir(
 
 @pytest.fixture(scope="session")
 def whole_run(fill_workdir: Callable[[Path], Path], shared: Shared) -> Path:
-    """The work directory of a run that nothing disturbed, on eight devices; to be left as it is."""
-    return shared("whole_run", lambda folder: train(mini_config(*OVERRIDES), fill_workdir(folder)))
+    """The work directory of a run that nothing disturbed, on eight devices; to be left as it is.
+
+    `batches.log` in it says what every step read.
+    """
+
+    def make(folder: Path) -> None:
+        with kills.batches_logged(folder / "batches.log"):
+            train(mini_config(*OVERRIDES), fill_workdir(folder))
+
+    return shared("whole_run", make)
 
 
 @pytest.fixture(scope="session")
