@@ -20,8 +20,10 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import jax
 import numpy as np
 
 from lavit_jax.training.metrics import read_metrics
@@ -61,25 +63,35 @@ def batches_logged(path: Path) -> Iterator[None]:
         phase_start.compiled_step = compiled_step
 
 
-def digest_of(batch: Mapping[str, Any]) -> int:
-    """A checksum of all that a step reads."""
-    digest = 0
-    for name in sorted(batch):
-        digest = zlib.crc32(np.ascontiguousarray(batch[name]).tobytes(), digest)
-    return digest
+def rows_of(batch: Mapping[str, Any]) -> list[int]:
+    """A checksum of all that a step reads, for each row that this process has of it."""
+    held = {name: _held(batch[name]) for name in sorted(batch)}
+    digests = [0] * len(next(iter(held.values())))
+    for array in held.values():
+        for place, row in enumerate(array):
+            digests[place] = zlib.crc32(np.ascontiguousarray(row).tobytes(), digests[place])
+    return digests
+
+
+def _held(array: Any) -> np.ndarray:
+    """The rows of a batch's array that this process has."""
+    if not isinstance(array, jax.Array):
+        return np.asarray(array)
+    parts = {part.index[0].start or 0: part.data for part in array.addressable_shards}
+    return np.concatenate([np.asarray(parts[first]) for first in sorted(parts)])
 
 
 def _log(path: Path, step: int, batch: Mapping[str, Any]) -> None:
-    """The step, its batch's digest, and the places in the data set where the batch has them."""
-    index = np.asarray(batch["index"]).tolist() if "index" in batch else None
+    """The step, its rows' checksums, and the places in the data set where the batch has them."""
+    index = _held(batch["index"]).tolist() if "index" in batch else None
     with path.open("a") as file:
-        record = {"step": step, "digest": digest_of(batch), "index": index}
+        record = {"step": step, "rows": rows_of(batch), "index": index}
         file.write(json.dumps(record) + "\n")
 
 
 def examples_seen(path: Path) -> dict[int, Any]:
     """What each step read when it was done for the last time, which is the time that counts."""
-    found = {}
+    found: dict[int, Any] = {}
     for line in path.read_text().splitlines():
         with contextlib.suppress(json.JSONDecodeError):  # killed while it was written
             record = json.loads(line)
@@ -90,7 +102,13 @@ def examples_seen(path: Path) -> dict[int, Any]:
 class Training:
     """`lavit train` with a log of its batches, in a process of its own."""
 
-    def __init__(self, workdir: Path, log: Path, overrides: Sequence[str]) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        log: Path,
+        overrides: Sequence[str],
+        env: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._workdir, self._log = workdir, log
         arguments = ["--config", "configs/mini.py", "--workdir", str(workdir), *overrides]
         self._lines = self._logged()
@@ -99,7 +117,7 @@ class Training:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
         )
 
     def kill(self, when: str, seconds: float) -> tuple[int, str]:
@@ -116,9 +134,13 @@ class Training:
     def signal(self, *numbers: int) -> tuple[int, str]:
         """Sends signals one after the other; exit status and all output."""
         for number in numbers:
-            self._process.send_signal(number)
+            self.send(number)
             time.sleep(0.05 * (len(numbers) > 1))
         return self.end()
+
+    def send(self, number: int) -> None:
+        """Sends a signal."""
+        self._process.send_signal(number)
 
     def end(self) -> tuple[int, str]:
         """Waits; exit status and all output."""

@@ -53,10 +53,11 @@ def run(args: argparse.Namespace) -> None:
     from lavit_jax.training.run import train
 
     start()
-    with ending_well(), ending_together(one_line):
-        train(config, args.workdir, process_start())
-    if config.get("start_from") and isinstance(args.workdir, Path):
-        from lavit_jax import pixel_report
+    with ending_well():
+        with ending_together(one_line):
+            train(config, args.workdir, process_start())
+        if config.get("start_from") and isinstance(args.workdir, Path):
+            from lavit_jax import pixel_report
 
-        pixel_report.add(args.workdir)
+            pixel_report.add(args.workdir)
     print(f"done: {args.workdir}", file=sys.stderr)

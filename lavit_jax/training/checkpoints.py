@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from lavit_jax import disk
 from lavit_jax.errors import UserError
+from lavit_jax.parallel import peers
 from lavit_jax.training import checksums
 from lavit_jax.training.retention import Facts, Policy, kept
 
@@ -336,10 +336,7 @@ def _check_sums(folder: Path) -> None:
     if not isinstance(folder, Path):
         return
     found = checksums.check(folder, jax.process_index(), jax.process_count())
-    bad = found == checksums.DAMAGED
-    if jax.process_count() > 1:
-        bad = bool(multihost_utils.process_allgather(np.array(bad)).any())
-    if bad:
+    if not peers.all_of(found != checksums.DAMAGED):
         raise ValueError("its files differ from their checksums")
 
 

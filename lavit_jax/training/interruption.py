@@ -9,7 +9,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
 
 HANDLED = (signal.SIGTERM, signal.SIGINT)
 
@@ -29,6 +31,10 @@ def ending_well() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
+class _LeftOff(BaseException):
+    """A signal came in the middle of what may be left unfinished."""
+
+
 class Interruption:
     """Remembers a signal until the work it fell into is done.
 
@@ -37,14 +43,16 @@ class Interruption:
     Outside the main thread signals stay as they are.
     """
 
-    def __init__(self, agree: Callable[[bool], bool] = bool) -> None:
+    def __init__(self, agree: Callable[[bool], bool] = bool, *, alone: bool = True) -> None:
         """Starts with nothing to remember.
 
         Args:
           agree: from this process's wish to stop to that of all of them; see `Agreement`.
+          alone: whether there are no others, which would wait for one that leaves something off.
         """
-        self._agree = agree
+        self._agree, self._alone = agree, alone
         self._signal: signal.Signals | None = None
+        self._leaves_off = False
         self._before: dict[signal.Signals, Any] = {}
 
     def requested(self) -> bool:
@@ -66,6 +74,24 @@ class Interruption:
         """Ends work that has nothing to save."""
         if self.requested():
             self.stop()
+
+    def unless_requested(self, work: Callable[[], T]) -> T | None:
+        """Does what is long and may be left unfinished, up to a signal: ask `requested()` next.
+
+        Of several processes each does all of it.
+
+        Returns:
+          What the work gives; None if it was left off.
+        """
+        if not self._alone:
+            return work()
+        with contextlib.suppress(_LeftOff):
+            try:
+                self._leaves_off = True
+                return None if self._signal is not None else work()
+            finally:
+                self._leaves_off = False
+        return None
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
@@ -95,3 +121,5 @@ class Interruption:
             again = "Ctrl-C again" if received is signal.SIGINT else "Ctrl-C"
             line = f"\n{self.name}: stopping after this step; {again} stops at once\n"
             os.write(2, line.encode())
+            if self._leaves_off:
+                raise _LeftOff

@@ -15,7 +15,7 @@ from lavit_jax.parallel import feed
 from lavit_jax.parallel.mesh import placed
 from lavit_jax.training import goodput, phase_start, replay, samples
 from lavit_jax.training.agreement import Agreement
-from lavit_jax.training.checkpoints import Checkpoints, Position
+from lavit_jax.training.checkpoints import Checkpoints, Position, Saved
 from lavit_jax.training.goodput import Goodput
 from lavit_jax.training.interruption import Interruption
 from lavit_jax.training.launches import Launch
@@ -42,7 +42,7 @@ def fit(run: Run) -> TrainState:
     )
     watchdog = Watchdog(run.workdir, run.config.health.hang_seconds, jax.process_index())
     with (
-        Interruption(Agreement(run.mesh)) as interruption,
+        Interruption(Agreement(run.mesh), alone=jax.process_count() == 1) as interruption,
         contextlib.closing(checkpoints),
         watchdog,
         placed(run.mesh),
@@ -65,19 +65,34 @@ def fit(run: Run) -> TrainState:
                     if phase.end <= done:
                         continue
                     interruption.stop_if_requested()
-                    resumed = found is not None and phase.start < done
-                    if not resumed:
-                        current = phase_start.enter(run, phase, current, interruption)
-                    assert current is not None
-                    data = phase_start.batches(run, phase, current, interruption)
-                    if resumed:
-                        assert found is not None
-                        data.set_state(found.position["data"])
-                    current = session.run_phase(phase, current, data)
+                    resumed = found if phase.start < done else None
+                    begin = functools.partial(_begin, run, phase, current, resumed, interruption)
+                    # Until its first step there is nothing to save that is not saved.
+                    begun = interruption.unless_requested(begin)
+                    interruption.stop_if_requested()
+                    assert begun is not None
+                    current = session.run_phase(phase, *begun)
                 checkpoints.wait()
         interruption.stop_if_requested()
     assert current is not None
     return current
+
+
+def _begin(
+    run: Run,
+    phase: Phase,
+    current: TrainState | None,
+    resumed: Saved | None,
+    interruption: Interruption,
+) -> tuple[TrainState, Batches]:
+    """A phase's state and data, at its start or where a checkpoint of it left them."""
+    if resumed is None:
+        current = phase_start.enter(run, phase, current, interruption)
+    assert current is not None
+    data = phase_start.batches(run, phase, current, interruption)
+    if resumed is not None:
+        data.set_state(resumed.position["data"])
+    return current, data
 
 
 def _policy(run: Run) -> Policy:
@@ -149,8 +164,9 @@ class _Session:
                     self._save(recorder, current, data)
                 every = run.config.log.sample_every
                 if every and (step % every == 0 or step == phase.end):
+                    draw = functools.partial(samples.write, run, phase, current, step)
                     with spending("samples"):
-                        samples.write(run, phase, current, step)
+                        self._interruption.unless_requested(draw)
                 if self._interruption.requested():
                     self._save(recorder, current, data)
                     self._checkpoints.wait()

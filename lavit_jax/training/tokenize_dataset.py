@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from lavit_jax.convert import load, published, record
 from lavit_jax.convert.published import Published
@@ -33,7 +32,7 @@ from lavit_jax.errors import UserError
 from lavit_jax.models import lavit
 from lavit_jax.models.lavit import Modules
 from lavit_jax.models.quantizer import Codebook
-from lavit_jax.parallel import rules
+from lavit_jax.parallel import peers, rules
 from lavit_jax.parallel.mesh import make_mesh
 from lavit_jax.training import storage, visual_cache
 from lavit_jax.training.restore import Restored, restore
@@ -145,6 +144,8 @@ def tokenize_dataset(
     done = store.read_json(prepared.INDEX)
     if done is not None:
         _check_same(done, plan, stamp, destination)
+        if jax.process_index() == 0:
+            store.remove_work()  # which a process that was killed at the very end has left
         return done
     alone = jax.process_count() == 1
     with store.claimed(say) if alone else contextlib.nullcontext():
@@ -163,22 +164,26 @@ def tokenize_dataset(
             if not store.exists(shard.receipt):
                 _write(store, shard, images, tokenizer)
             say(f"{number} of {len(own)} shards")
-        _meet("every shard is tokenized")
-        written = [store.read_json(shard.receipt) for shard in shards]
+        peers.meet()
+        written = [_receipt(store, shard, destination) for shard in shards]
         size = sum(shard["bytes"] for shard in written)
         index = {**plan, "images": len(images), "bytes": size, "shards": written}
         if jax.process_index() == 0:
             store.write_json(prepared.INDEX, index)
-        _meet("every receipt is read")
+        peers.meet()  # every receipt is read
         if jax.process_index() == 0:
             store.remove_work()
     return index
 
 
-def _meet(where: str) -> None:
-    """Waits until every process is here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
+def _receipt(store: Store, shard: _Shard, destination: str) -> dict[str, Any]:
+    found = store.read_json(shard.receipt)
+    if found is None:
+        raise UserError(
+            f"{destination}: {shard.name} is not there, though a process has written it: several "
+            "processes need a folder that all of them see"
+        )
+    return dict(found)
 
 
 def _check_same(

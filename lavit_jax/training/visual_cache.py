@@ -16,7 +16,7 @@ from lavit_jax.data.visual_ids import VisualIdCache, VisualIds
 from lavit_jax.models import lavit
 from lavit_jax.models.config import LavitConfig
 from lavit_jax.models.quantizer import Codebook
-from lavit_jax.parallel import feed, rules
+from lavit_jax.parallel import feed, peers, rules
 from lavit_jax.training.interruption import Interruption
 from lavit_jax.training.state import TrainState
 
@@ -68,10 +68,11 @@ def load_or_build(run: Run, current: TrainState, interruption: Interruption) -> 
         full = full_stamp(run.modules.config, current, run.mesh)
         return pipeline.load_ids(run.config, data.visual_ids, full, examples)
     path, wanted = run.workdir / "visual_ids.npz", stamp(current, run.mesh)
-    if path.exists():
-        cache = VisualIdCache.load(path)
-        if cache.stamp == wanted:
-            return cache
+    stored = VisualIdCache.load(path) if path.exists() else None
+    # All make them together or none does: the others may be done before this one has looked.
+    if peers.all_of(stored is not None and stored.stamp == wanted):
+        assert stored is not None
+        return stored
     cache = build(run, current, wanted, interruption)
     cache.save(path)
     return cache

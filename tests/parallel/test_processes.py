@@ -1,7 +1,6 @@
 """Two real processes of four devices do what one process of eight does."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,29 +13,20 @@ import stages
 from lavit_jax.errors import UserError
 from lavit_jax.parallel import start
 from lavit_jax.parallel.mesh import make_mesh
+from processes import environments
 
 TESTS = Path(__file__).resolve().parents[1]
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.mark.subprocess
 def test_two_processes_of_four_devices_equal_one_of_eight(tmp_path):
-    out, port = tmp_path / "found.npz", free_port()
-    running = []
-    for index in range(2):
+    out, running = tmp_path / "found.npz", []
+    for variables in environments():
         env = {
             **os.environ,
+            **variables,
             "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
             "JAX_ENABLE_COMPILATION_CACHE": "false",
-            start.COORDINATOR: f"localhost:{port}",
-            start.COUNT: "2",
-            start.INDEX: str(index),
         }
         command = [sys.executable, str(TESTS / "parallel" / "process.py"), str(out)]
         running.append(

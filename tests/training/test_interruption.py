@@ -92,3 +92,25 @@ def test_other_threads_leave_signals_alone():
     thread.start()
     thread.join()
     assert seen == before
+
+
+def test_what_may_be_left_unfinished_is_left_at_once():
+    with Interruption() as interruption:
+        assert interruption.unless_requested(lambda: 5) == 5
+        done = []
+
+        def work():
+            done.append("begun")
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("ended")
+
+        assert interruption.unless_requested(work) is None
+        assert interruption.unless_requested(work) is None  # nor is anything begun any more
+        assert interruption.requested()
+    assert done == ["begun"]
+
+
+def test_one_of_several_processes_leaves_nothing_unfinished():
+    with Interruption(alone=False) as interruption:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.unless_requested(lambda: 5) == 5

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from benchmarks import kills
 from benchmarks.kills import Training
 from lavit_jax.cli.main import main
-from lavit_jax.training import starting, storage
+from lavit_jax.training import samples, starting, storage, visual_cache
 from lavit_jax.training.metrics import read_metrics
 from lavit_jax.training.restore import restore
 from lavit_jax.training.run import train
@@ -103,6 +103,7 @@ def test_a_run_killed_terminated_and_interrupted_equals_an_undisturbed_one_bit_f
 @pytest.mark.subprocess
 def test_a_killed_run_sees_the_examples_that_an_undisturbed_one_sees(whole_run, disturbed):
     seen = kills.examples_seen(whole_run / "batches.log")
+    assert list(seen) == list(range(1, TOTAL + 1))
     assert kills.examples_seen(disturbed[0] / "batches.log") == seen
     first = [place for step in range(1, 7) for place in seen[step]["index"]]
     assert len(set(first)) == len(first)
@@ -156,6 +157,41 @@ def test_a_full_disk_ends_with_status_2_and_the_run_goes_on_once_there_is_room(
     assert not any("Traceback" in line for line in told)
     assert not list((workdir / "checkpoints").glob("15*"))
     assert main(argv) == 0
+    assert read_metrics(workdir / "metrics.jsonl") == read_metrics(whole_run / "metrics.jsonl")
+
+
+@pytest.fixture
+def terminated_by_default():
+    yield
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def test_sigterm_leaves_off_what_is_long_and_saves_the_step_that_is_done(
+    whole_run, tmp_path, monkeypatch, terminated_by_default
+):
+    workdir = without_the_newest(copy(whole_run, tmp_path))
+    config = mini_config(*OVERRIDES, "--config.log.sample_every=4")
+    ended = []
+
+    def terminated(*unused):
+        os.kill(os.getpid(), signal.SIGTERM)
+        ended.append("too late")
+
+    # While a phase begins, which leaves nothing to save: the codes of thousands of pictures.
+    with monkeypatch.context() as patched:
+        patched.setattr(visual_cache, "load_or_build", terminated)
+        with pytest.raises(SystemExit) as stopped:
+            train(config, workdir)
+    assert (stopped.value.code, losses(workdir)[-1][0]) == (0, 14)
+    # While samples are drawn, here those of step 16.
+    with monkeypatch.context() as patched:
+        patched.setattr(samples, "_said_and_drawn", terminated)
+        with pytest.raises(SystemExit) as stopped:
+            train(config, workdir)
+    assert (stopped.value.code, losses(workdir)[-1][0]) == (0, 16)
+    assert not ended
+    assert (workdir / "checkpoints" / "16").is_dir()
+    train(config, workdir)
     assert read_metrics(workdir / "metrics.jsonl") == read_metrics(whole_run / "metrics.jsonl")
 
 

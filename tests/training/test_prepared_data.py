@@ -2,6 +2,10 @@
 
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import fsspec
@@ -18,14 +22,72 @@ from lavit_jax.inference import api
 from lavit_jax.training import tokenize_dataset as job
 from lavit_jax.training.metrics import read_metrics
 from lavit_jax.training.restore import restore
+from processes import environments
 from shards import write_tar
 from small_run import nearly_full_disk
 from tiny import mini_config
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "lavit-mini"
+ROOT = Path(__file__).parents[2]
+GOLDENS = ROOT / "tests" / "goldens" / "lavit-mini"
 STEPS = 2
+TEXT = "--config.data.text_vocab_size=300"
 SIZES = ("small", "large", "round", "flat", "bright", "dark")
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "orange")
+
+
+SECONDS = 900
+LIVES = "import sys; from lavit_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
+# The second process, in the middle of its shard.
+DIES_WITHIN_A_SHARD = f"""
+import os, signal
+from lavit_jax.data import stored_ids
+from lavit_jax.parallel import start
+
+encode, done = stored_ids.encode, []
+
+def encoded(*example):
+    if os.environ[start.INDEX] == "1" and len(done) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    done.append(0)
+    return encode(*example)
+
+stored_ids.encode = encoded
+{LIVES}
+"""
+
+
+def pair_of(code, arguments):
+    """Two processes that run code together."""
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+        )
+        for variables in environments()
+    ]
+
+
+def assert_two_processes_write_the_same(data, ids, workdir, alone):
+    """One of two dies within a shard, both are started again; `alone` is a folder in memory."""
+    command = ["tokenize-dataset", data, str(ids), "--checkpoint", workdir]
+    first, second = pair_of(DIES_WITHIN_A_SHARD, command)
+    assert second.wait(SECONDS) == -signal.SIGKILL
+    first.kill()
+    first.wait()
+    assert not (ids / "index.json").exists()
+    assert list(ids.glob(".work/tmp-*/ids-*"))
+    assert [process.wait(SECONDS) for process in pair_of(LIVES, command)] == [0, 0]
+    found = {path.name: path.read_bytes() for path in ids.iterdir()}
+    expected = {
+        Path(name).name: file for name, file in fsspec.filesystem("memory").cat(alone).items()
+    }
+    indexes = [json.loads(files.pop("index.json")) for files in (found, expected)]
+    assert [index.pop("job") for index in indexes] == [
+        {"source": data},
+        {"source": "memory://pictures/data"},
+    ]
+    assert indexes[0] == indexes[1]
+    assert found == expected
 
 
 def prepare_pictures(folder):
@@ -55,6 +117,7 @@ def assert_a_full_disk_is_told(data, ids, workdir, capsys):
     assert not list(ids.glob(".work/tmp-*"))  # of a shard half written nothing is left
 
 
+@pytest.mark.subprocess
 def test_a_prepared_data_set_is_trained_on_and_tokenized_for_stage_two(
     tmp_path, monkeypatch, capsys
 ):
@@ -63,10 +126,9 @@ def test_a_prepared_data_set_is_trained_on_and_tokenized_for_stage_two(
     fsspec.filesystem("memory").put(f"{tmp_path}/data/", "/pictures/data/", recursive=True)
     data, ids, workdir = "memory://pictures/data", "memory://pictures/ids", str(tmp_path / "work")
     phases = [f"--config.phases.{name}.steps={STEPS}" for name in mini_config().schedule]
-    train = ["train", "--config", "configs/mini.py", "--workdir", workdir, *phases]
+    train = ["train", "--config", "configs/mini.py", "--workdir", workdir, *phases, TEXT]
     train += [f"--config.data.dataset={data}", f"--config.data.visual_ids={ids}"]
-    train += [f"--config.data.cache={tmp_path / 'cache'}"]
-    train += ["--config.data.text_vocab_size=300", "--config.log.sample_every=0"]
+    train += [f"--config.data.cache={tmp_path / 'cache'}", "--config.log.sample_every=0"]
 
     # Stage two needs ids of the finished tokenizer, and says how to make them.
     assert main(train) == 2
@@ -109,6 +171,11 @@ def test_a_prepared_data_set_is_trained_on_and_tokenized_for_stage_two(
         (tokens,) = model.tokenize([decoded(pictures[place])])
         np.testing.assert_array_equal(stored[place].codes_L, tokens.ids)
         np.testing.assert_array_equal(stored[place].keep_N, tokens.keep)
+
+    # Two processes write the same, whatever became of two before them.
+    assert_two_processes_write_the_same(
+        str(tmp_path / "data"), tmp_path / "together", workdir, "/pictures/ids/*"
+    )
 
     # Another budget of patches makes other ids, and a converted tokenizer does too.
     fewer = job.tokenize_dataset(data, str(tmp_path / "fewer"), workdir, max_kept=2)

@@ -1,41 +1,42 @@
-"""A run of two processes that are stopped, killed and started again."""
+"""Runs of two processes: one that is lost, stopped and started again beside one left alone."""
 
-import os
+import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from lavit_jax.parallel import peers, start
+from benchmarks import kills
+from benchmarks.kills import Training
+from lavit_jax.parallel import peers
 from lavit_jax.training import launches
 from lavit_jax.training.agreement import Agreement
 from lavit_jax.training.metrics import read_metrics
 from lavit_jax.training.run import train
+from processes import COUNT, environments
+from small_run import STEPS as ALONE
 from small_run import losses
 from tiny import mini_config
 
-ROOT = Path(__file__).resolve().parents[2]
-TOTAL = 24  # of more, rounding shows in the loss
+# Both kinds of data: pictures with captions, and rows packed of what a frozen tokenizer gives.
+STEPS = {"encoder": ALONE["encoder"], "unified": 12}
+TOTAL = sum(STEPS.values())
+KILLED, TERMINATED = 4, 9  # a step of each, between two saves
 OVERRIDES = (
-    "--config.schedule=encoder",
-    f"--config.phases.encoder.steps={TOTAL}",
-    "--config.checkpoint.every=5",
+    f"--config.schedule={','.join(STEPS)}",
+    *(f"--config.phases.{name}.steps={steps}" for name, steps in STEPS.items()),
+    "--config.checkpoint.every=3",
     "--config.log.every=1",
+    "--config.log.sample_every=0",
 )
-SECONDS = 300
+SECONDS = 900
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
+Ends = list[tuple[int, str]]
 
 
 class Pair:
@@ -43,84 +44,132 @@ class Pair:
 
     def __init__(self, workdir: Path) -> None:
         self._workdir = workdir
-        port = free_port()
-        arguments = ["--config", "configs/mini.py", "--workdir", str(workdir), *OVERRIDES]
-        self._processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "lavit_jax", "train", *arguments],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": str(ROOT),
-                    "XLA_FLAGS": "--xla_force_host_platform_device_count=4 "
-                    "--xla_backend_optimization_level=0",
-                    start.COORDINATOR: f"localhost:{port}",
-                    start.COUNT: "2",
-                    start.INDEX: str(index),
-                },
-            )
-            for index in range(2)
+        self._trainings = [
+            Training(workdir, log, OVERRIDES, env)
+            for log, env in zip(logs(workdir), environments())
         ]
 
-    def signal_at(self, step: int, index: int, number: int) -> list[tuple[int, str]]:
+    def signal_at(self, step: int, index: int, number: int) -> Ends:
         """Sends one of them a signal once a step is in the metrics."""
         metrics, begun = self._workdir / "metrics.jsonl", time.monotonic()
         while not any(record["step"] >= step for record in read_metrics(metrics)):
             assert time.monotonic() - begun < SECONDS
             time.sleep(0.002)
-        self._processes[index].send_signal(number)
+        self._trainings[index].send(number)
         return self.end()
 
-    def end(self) -> list[tuple[int, str]]:
+    def end(self) -> Ends:
         """Exit status and all output of each."""
-        said = [process.communicate(timeout=SECONDS)[0] for process in self._processes]
-        return list(zip([process.returncode for process in self._processes], said))
+        return [training.end() for training in self._trainings]
+
+
+def logs(workdir: Path) -> list[Path]:
+    """Where each process says what its steps read."""
+    return [workdir / f"batches-{index}.log" for index in range(COUNT)]
+
+
+def rows_seen(*logs: Path) -> dict[int, list[int]]:
+    """What each step read, all processes together, in no order."""
+    seen = [kills.examples_seen(log) for log in logs]
+    return {step: sorted(row for each in seen for row in each[step]["rows"]) for step in seen[0]}
+
+
+@dataclass(frozen=True)
+class Disturbed:
+    """A run of two processes of which one was killed in the first phase, terminated in the second.
+
+    Attributes:
+      workdir: of the run, at its end.
+      stopped: a copy from when it was terminated.
+      ends: how each launch ended.
+    """
+
+    workdir: Path
+    stopped: Path
+    ends: list[Ends]
 
 
 @pytest.fixture(scope="module")
-def pairs(new_workdir: Callable[[], Path]) -> tuple[Path, list[list[tuple[int, str]]]]:
-    """A work directory, and how each launch of two processes ended."""
+def disturbed(new_workdir: Callable[[], Path]) -> Disturbed:
     workdir = new_workdir()
+    stopped = workdir.with_name(f"{workdir.name}-stopped")
     ends = [
-        Pair(workdir).signal_at(7, 1, signal.SIGKILL),
-        Pair(workdir).signal_at(11, 1, signal.SIGTERM),
+        Pair(workdir).signal_at(KILLED, 1, signal.SIGKILL),
+        Pair(workdir).signal_at(TERMINATED, 1, signal.SIGTERM),
     ]
-    return workdir, ends
+    shutil.copytree(workdir, stopped, symlinks=True)
+    ends.append(Pair(workdir).end())
+    return Disturbed(workdir, stopped, ends)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(new_workdir: Callable[[], Path], disturbed: Disturbed) -> Path:
+    """The work directory of a run of two processes that nothing disturbed."""
+    workdir = new_workdir()
+    # Saves making them; they are made again if it has another tokenizer by a bit.
+    shutil.copy(disturbed.workdir / "visual_ids.npz", workdir)
+    ends = Pair(workdir).end()
+    assert [status for status, _ in ends] == [0, 0], ends
+    return workdir
 
 
 @pytest.mark.subprocess
-def test_when_one_process_is_lost_the_other_ends_and_says_so(pairs):
-    (status, said), (killed, _) = pairs[1][0]
+def test_when_one_process_is_lost_the_other_ends_and_says_so(disturbed):
+    (status, said), (killed, _) = disturbed.ends[0]
     assert killed == -signal.SIGKILL
     assert status not in (0, 2)
     assert "has lost another one" in said or "another task died" in said, said
 
 
 @pytest.mark.subprocess
-def test_when_one_process_is_terminated_both_stop_at_the_same_step_saved(pairs):
-    (_, first), (_, second) = ends = pairs[1][1]
+def test_when_one_process_is_terminated_both_stop_at_the_same_step_saved(disturbed):
+    (_, first), (_, second) = ends = disturbed.ends[1]
     assert [status for status, _ in ends] == [0, 0], first + second
     (saved,) = [line for line in first.splitlines() if line.startswith("saved at step")]
-    assert saved.split()[3] == str(losses(pairs[0])[-1][0])
+    assert int(saved.split()[3]) == launches.read(disturbed.workdir)[1]["step"] < TOTAL
     assert "saved at" not in second  # the first one speaks for all
 
 
 @pytest.mark.subprocess
-def test_two_processes_go_on_where_they_were_and_learn_what_one_learns(pairs, new_workdir):
-    workdir, ends = pairs
-    assert f"going on from step 5 of {TOTAL}" in ends[1][0][1]
-    alone = new_workdir()
-    train(mini_config(*OVERRIDES), alone)
-    disturbed = losses(workdir)
-    assert len(disturbed) > 10
-    np.testing.assert_allclose(disturbed, losses(alone)[: len(disturbed)], rtol=0, atol=1e-5)
-    entries = launches.read(workdir)
-    assert [each["mesh"]["processes"] for each in entries] == [2, 2]
+def test_a_disturbed_pair_learns_what_an_undisturbed_one_learns_bit_for_bit(disturbed, undisturbed):
+    (status, said), _ = disturbed.ends[2]
+    assert status == 0, said
+    assert f"of {TOTAL}" in said.partition("going on from step ")[2]
+    metrics = [read_metrics(run / "metrics.jsonl") for run in (disturbed.workdir, undisturbed)]
+    assert metrics[0] == metrics[1]
+    assert [record["step"] for record in metrics[0]] == list(range(1, TOTAL + 1))
+    entries = launches.read(disturbed.workdir)
+    assert [each["mesh"]["processes"] for each in entries] == [2, 2, 2]
     # Whether the one that is left still gets to say that it failed is a race.
     assert entries[0]["status"] in ("running", "failed")
-    assert entries[1]["status"] == "stopped"
+    assert [each["status"] for each in entries[1:]] == ["stopped", "finished"]
+
+
+@pytest.mark.subprocess
+def test_each_process_of_a_disturbed_pair_sees_what_it_sees_undisturbed(disturbed, undisturbed):
+    for mine, alone in zip(logs(disturbed.workdir), logs(undisturbed), strict=True):
+        assert kills.examples_seen(mine) == kills.examples_seen(alone)
+
+
+@pytest.mark.subprocess
+def test_two_processes_together_see_and_learn_what_one_does(undisturbed, whole_run):
+    first = range(1, STEPS["encoder"] + 1)  # the phase that both have
+    together, alone = rows_seen(*logs(undisturbed)), rows_seen(whole_run / "batches.log")
+    assert [together[step] for step in first] == [alone[step] for step in first]
+    each = (losses(run)[: len(first)] for run in (undisturbed, whole_run))
+    np.testing.assert_allclose(*each, rtol=0, atol=1e-5)
+
+
+@pytest.mark.subprocess
+def test_one_process_alone_goes_on_where_two_stopped(disturbed, undisturbed, tmp_path):
+    workdir, log = disturbed.stopped, tmp_path / "batches.log"
+    with kills.batches_logged(log):
+        train(mini_config(*OVERRIDES), workdir)
+    alone, together = rows_seen(log), rows_seen(*logs(undisturbed))
+    begun = launches.read(workdir)[-1]["resumed_from"]
+    assert STEPS["encoder"] < begun < TOTAL  # on packed rows
+    assert alone == {step: rows for step, rows in together.items() if step > begun}
+    np.testing.assert_allclose(losses(workdir), losses(undisturbed), rtol=0, atol=1e-5)
 
 
 def test_one_process_alone_agrees_with_itself_at_once(run):
@@ -139,3 +188,65 @@ def test_one_process_alone_keeps_its_errors():
     with pytest.raises(KeyError), peers.ending_together(str):
         raise KeyError
     assert peers.first_alone(lambda: 5) == 5
+
+
+class Coordinator:
+    """What the coordinator's client does in one of two processes whose other one is late."""
+
+    def __init__(self, seconds: int) -> None:
+        self.asked, self._seconds = [], seconds
+
+    def blocking_key_value_get(self, key: str, milliseconds: int) -> str:
+        self.asked.append(key)
+        if len(self.asked) > self._seconds:
+            return "done"
+        raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: GetKeyValue() timed out")
+
+    def wait_at_barrier(self, key: str, milliseconds: int) -> None:
+        assert milliseconds < 30_000  # what spot machines are given
+        if milliseconds < self._seconds * 1000:
+            raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: Barrier timed out")
+
+
+@pytest.fixture
+def second_of_two(monkeypatch):
+    def become(seconds: int) -> Coordinator:
+        coordinator = Coordinator(seconds)
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        monkeypatch.setattr(jax, "process_index", lambda: 1)
+        monkeypatch.setattr(peers.distributed.global_state, "client", coordinator)
+        return coordinator
+
+    return become
+
+
+def test_the_second_process_waits_for_the_first_however_long_it_works(second_of_two):
+    coordinator = second_of_two(seconds=100)
+    assert peers.first_alone(lambda: len(coordinator.asked)) == 101
+    assert len(set(coordinator.asked)) == 1
+
+
+def test_a_first_process_that_is_lost_is_not_waited_for(second_of_two, monkeypatch):
+    def lost(key, milliseconds):
+        raise jax.errors.JaxRuntimeError("UNAVAILABLE: Connection reset by peer")
+
+    coordinator = second_of_two(seconds=0)
+    coordinator.blocking_key_value_get = lost
+    with pytest.raises(jax.errors.JaxRuntimeError, match="UNAVAILABLE"):
+        peers.first_alone(lambda: None)
+
+
+def test_a_stopped_process_waits_only_a_while_for_others_that_are_not(
+    second_of_two, monkeypatch, capfd
+):
+    def leave(status):
+        raise OSError(f"left with {status}")
+
+    monkeypatch.setattr(peers.os, "_exit", leave)
+    second_of_two(seconds=1)
+    with pytest.raises(SystemExit), peers.ending_together(str):
+        raise SystemExit(0)
+    second_of_two(seconds=100)
+    with pytest.raises(OSError, match="left with 0"), peers.ending_together(str):
+        raise SystemExit(0)
+    assert "process 1 of 2 was stopped and leaves the others" in capfd.readouterr().err

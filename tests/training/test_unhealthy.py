@@ -113,12 +113,12 @@ def spiking(monkeypatch):
     monkeypatch.setattr(spikes, "FLOOR", 0.5)
     compiled_step = phase_start.compiled_step
 
-    def of(digests):
+    def of(rows):
         def replaced(run, phase):
             step_fn = compiled_step(run, phase)
 
             def step(state, batch):
-                bad = kills.digest_of(batch) in digests
+                bad = kills.rows_of(batch) in rows
                 state, metrics = step_fn(state, batch)
                 return state, metrics | {"loss": metrics["loss"] + jnp.float32(1000.0 * bad)}
 
@@ -134,11 +134,11 @@ def test_a_run_goes_back_before_a_spike_and_past_its_data(new_workdir, tmp_path,
     with kills.batches_logged(tmp_path / "plain.log"):
         train(mini_config(*OVERRIDES), plain)
     seen = kills.examples_seen(tmp_path / "plain.log")
-    digests = {seen[step]["digest"] for step in (7, 8, 9)}
+    rows = [seen[step]["rows"] for step in (7, 8, 9)]
     capsys.readouterr()
     told, rewound = new_workdir(), new_workdir()
 
-    spiking(digests)
+    spiking(rows)
     train(mini_config(*OVERRIDES), told)
     assert "step 9: the loss rose from" in capsys.readouterr().err
     high = [r["step"] for r in read_metrics(told / "metrics.jsonl") if r["loss"] > 900]

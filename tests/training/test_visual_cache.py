@@ -45,6 +45,16 @@ def test_a_cache_of_the_same_weights_is_read_not_made_again(run, state, cache, m
     np.testing.assert_array_equal(again.codes_ML, cache.codes_ML)
 
 
+def test_a_process_that_finds_the_ids_makes_them_with_the_others_that_did_not(
+    run, state, cache, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(visual_cache.peers, "all_of", asked.append)  # gives None: not all
+    monkeypatch.setattr(visual_cache, "build", lambda *_: cache)
+    assert visual_cache.load_or_build(run, state, Interruption()) is cache
+    assert asked == [True]
+
+
 @pytest.mark.parametrize("module", visual_cache.TOKENIZER)
 def test_a_cache_is_refused_when_a_weight_of_the_tokenizer_differs(
     run, state, cache, monkeypatch, module
