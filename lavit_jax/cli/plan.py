@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--search",
         action="store_true",
         help="try remat policies, rows per chip and tensor parallelism of phases, and rank "
-        "them; two hours at 7B",
+        "them; hours at 7B",
     )
     parser.add_argument(
         "--quick",
