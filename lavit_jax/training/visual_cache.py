@@ -17,6 +17,7 @@ from lavit_jax.models import lavit
 from lavit_jax.models.config import LavitConfig
 from lavit_jax.models.quantizer import Codebook
 from lavit_jax.parallel import feed, peers, rules
+from lavit_jax.parallel.mesh import batch_parts
 from lavit_jax.training.interruption import Interruption
 from lavit_jax.training.state import TrainState
 
@@ -79,18 +80,22 @@ def load_or_build(run: Run, current: TrainState, interruption: Interruption) -> 
 
 
 def build(run: Run, current: TrainState, wanted: str, interruption: Interruption) -> VisualIdCache:
-    """Tokenizes pictures in batches of one shape."""
-    m = run.modules
+    """Tokenizes pictures in batches of one shape, of which each device has its share."""
+    m, split = run.modules, rules.batch_sharding(run.mesh)
     tokenize = jax.jit(
-        lambda params, book, images: lavit.tokenize(m, params, book, images),
+        lambda params, book, images: lavit.tokenize(
+            m, params, book, jax.lax.with_sharding_constraint(images, split)
+        ),
         out_shardings=rules.replicated(run.mesh),
     )
     pictures = pipeline.variants(run.config, run.data_dir, "train")
+    parts = batch_parts(run.mesh)
+    height = -(-BATCH // parts) * parts
     codes, keeps = [], []
-    for start in range(0, len(pictures), BATCH):
+    for start in range(0, len(pictures), height):
         interruption.stop_if_requested()
-        images = np.stack([pictures[i] for i in range(start, min(start + BATCH, len(pictures)))])
-        padded = np.zeros((BATCH, *images.shape[1:]), np.uint8)
+        images = np.stack([pictures[i] for i in range(start, min(start + height, len(pictures)))])
+        padded = np.zeros((height, *images.shape[1:]), np.uint8)
         padded[: len(images)] = images
         tokens = jax.device_get(tokenize(current.params, current.codebook, padded))
         codes.append(tokens.ids_BL[: len(images)])

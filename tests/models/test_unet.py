@@ -75,7 +75,10 @@ def test_masked_condition_tokens_are_never_read():
     real = condition._replace(tokens_BLF=condition.tokens_BLF[:, :3])
     mask = np.broadcast_to(np.arange(TOKENS) < 3, (2, TOKENS))
     masked = predict(config, params, x, times, condition._replace(mask_BL=mask))
-    np.testing.assert_allclose(masked, predict(config, params, x, times, real), atol=1e-6)
+    np.testing.assert_allclose(masked, predict(config, params, x, times, real), atol=1e-5)
+    others = np.where(mask[..., None], condition.tokens_BLF, 5.0)
+    behind = condition._replace(tokens_BLF=others, mask_BL=mask)
+    np.testing.assert_array_equal(masked, predict(config, params, x, times, behind))
     assert np.abs(masked - predict(config, params, x, times, condition)).max() > 1e-3
 
 
