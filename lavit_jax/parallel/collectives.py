@@ -27,6 +27,11 @@ _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
 _PAIRS = re.compile(r"source_target_pairs=\{\{(\d+),(\d+)\}")
 _NAME = re.compile(r'op_name="([^"]*)"')
+# Between slices TPUs send through their hosts, each chip its part of what its slice has summed.
+_SEND = re.compile(
+    r"^\s*(?:ROOT )?%[\w.\-]+ = (?P<type>.*?) send\(.*xla_megascale_runtime.*"
+    r'_xla_host_transfer_rendezvous="(?P<kind>' + "|".join(KINDS) + r")"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +73,9 @@ def read(text: str, chips: int, slices: int = 1) -> Counts:
     for line in text.splitlines():
         if opened := _COMPUTATION.match(line):
             computation = opened[1]
+        if sending := _SEND.match(line):
+            for array, size in _arrays(sending["type"], gathered=False):
+                found[Collective(sending["kind"], array, size, slices, True, "")] += 1
         match = _OP.match(line)
         if match is None:
             continue

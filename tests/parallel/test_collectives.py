@@ -23,6 +23,9 @@ metadata={op_name="jit(step)/transpose(jvp(Llama))/blocks/norm/mul"}
   %cp = bf16[16,16]{1,0} collective-permute(%b), source_target_pairs={{0,1},{1,0}}
   %mesh = bf16[64]{0} all-reduce(%e), \
 replica_groups=mesh['axis_0'=2,'axis_1'=2,'axis_2'=2] {'axis_0','axis_2'}, to_apply=%add
+  %send = (bf16[256,8]{1,0}, u32[]{:S(2)}, token[]) send(%ar, %t), channel_id=2, \
+is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",\
+_xla_host_transfer_rendezvous="all-reduce.1_0",_xla_megascale_reduce_operation="SUM"}
   %one = f32[99]{0} all-gather(%c), replica_groups=[8,1]<=[8], dimensions={0}
 }
 """
@@ -36,6 +39,7 @@ def test_kinds_sizes_groups_and_places():
         Collective("all-reduce", "f32[32]", 128, 2, True, "grad of blocks/norm/mul"): 1,
         Collective("collective-permute", "bf16[16,16]", 512, 2, False, ""): 1,
         Collective("all-reduce", "bf16[64]", 128, 4, True, ""): 1,
+        Collective("all-reduce", "bf16[256,8]", 4096, 2, True, ""): 1,  # a host's transfer
     }
 
 
