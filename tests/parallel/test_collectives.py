@@ -24,7 +24,7 @@ metadata={op_name="jit(step)/transpose(jvp(Llama))/blocks/norm/mul"}
   %mesh = bf16[64]{0} all-reduce(%e), \
 replica_groups=mesh['axis_0'=2,'axis_1'=2,'axis_2'=2] {'axis_0','axis_2'}, to_apply=%add
   %send = (bf16[256,8]{1,0}, u32[]{:S(2)}, token[]) send(%ar, %t), channel_id=2, \
-is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",\
+frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",\
 _xla_host_transfer_rendezvous="all-reduce.1_0",_xla_megascale_reduce_operation="SUM"}
   %one = f32[99]{0} all-gather(%c), replica_groups=[8,1]<=[8], dimensions={0}
 }
