@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import hashlib
 import logging
 import os
 import shutil
@@ -88,6 +89,16 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file in one move."""
     with replacing(path) as aside:
         aside.write_bytes(data)
+
+
+def sha256(path: Path) -> str:
+    """A file's checksum.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hush_orbax() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from lavit_jax import console
 from lavit_jax.clock import Clock
 from lavit_jax.config import load_config
 from lavit_jax.data import pipeline
@@ -55,11 +55,11 @@ def run(workdir: Path, spec: str, overrides: Sequence[str] = ()) -> Path:
     claim_workdir(config, storage.on_disk(workdir))
     report = workdir / "report" / "index.html"
     if report.is_file():
-        _say(f"finished before; delete {workdir} to start anew")
+        console.say(f"finished before; delete {workdir} to start anew")
         return report
     with Clock(workdir / "clock.json") as clock:
         train(config, workdir)
-        _say("measuring")
+        console.say("measuring")
         splits = _splits(config, workdir)
         found = twemoji.evaluate(
             api.load(workdir),
@@ -71,10 +71,10 @@ def run(workdir: Path, spec: str, overrides: Sequence[str] = ()) -> Path:
                 "temperature": config.evaluation.temperature,
             },
             seed=config.seed,
-            say=_say,
+            say=console.say,
         )
         records = read_metrics(workdir / "metrics.jsonl")
-        _say("writing the report")
+        console.say("writing the report")
         shown = _galleries(found, *splits)
         metrics = {
             "minutes": clock.minutes,
@@ -95,10 +95,6 @@ def run(workdir: Path, spec: str, overrides: Sequence[str] = ()) -> Path:
                 facts=_facts(config, splits[0], workdir),
             ),
         )
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _splits(config: ConfigDict, workdir: Path) -> tuple[Pictures, Pictures, Pictures]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lavit_jax import console
 from lavit_jax.cli.common import add_json, number, print_json
 from lavit_jax.errors import UserError
 
@@ -113,7 +113,7 @@ def _prepare(args: argparse.Namespace) -> None:
         from lavit_jax.data.prepare.beam import beam_runner
 
         runner = beam_runner(args.runner, args.beam)
-    index = run.prepare(job, runner, args.max_bad_share, _say)
+    index = run.prepare(job, runner, args.max_bad_share, console.say)
     if args.json:
         print_json({"data": args.destination, **index})
         return
@@ -123,10 +123,6 @@ def _prepare(args: argparse.Namespace) -> None:
     )
     for reason, count in sorted(index["rejected"].items(), key=lambda item: -item[1]):
         print(f"  left out: {count} {reason}")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
@@ -164,7 +160,7 @@ def _inspect(args: argparse.Namespace) -> None:
 
     folder = Path() if copies.is_remote(args.data) else Path(args.data)
     sheet = args.sheet or folder / "contact_sheet.png"
-    found = survey.survey(args.data, args.most, args.shards, sheet, _say)
+    found = survey.survey(args.data, args.most, args.shards, sheet, console.say)
     if args.json:
         print_json(found)
         return

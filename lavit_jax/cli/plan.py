@@ -10,11 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-from lavit_jax import disk
+from lavit_jax import console, disk
 from lavit_jax.cli.common import number
 
 EXAMPLES = """\
@@ -83,14 +82,14 @@ def run(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.overrides)
     wanted = args.phase or list(jobs.names(config))
     places = [topology.parse(name, args.slices) for name in args.topology]
-    console, found, failed = Console(highlight=False), [], []
+    screen, found, failed = Console(highlight=False), [], []
     for place in places:
         devices = place.devices()
         for name in wanted:
             if args.search and name not in jobs.PARTS:
-                fitting = search.Search(config, name, place, devices, _say).run()
-                console.print(f"{name} on {place.title}, best first")
-                console.print(table.ranking(fitting))
+                fitting = search.Search(config, name, place, devices, console.say).run()
+                screen.print(f"{name} on {place.title}, best first")
+                screen.print(table.ranking(fitting))
                 found += fitting
                 continue
             try:
@@ -99,18 +98,14 @@ def run(args: argparse.Namespace) -> None:
             except compiled.OutOfMemory as error:  # the others may fit
                 failed.append(UserError(f"{name} on {place.title}: {error}"))
                 continue
-            console.print(table.table(made))
+            screen.print(table.table(made))
             found.append(made)
     if args.json:
         _write(args.json, [plan.to_json(made) for made in found])
-    console.print(table.CONVENTION, style="dim")
+    screen.print(table.CONVENTION, style="dim")
     plan.check_fits(found)
     if failed:
         raise failed[0]
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _write(path: Path, document: Any) -> None:

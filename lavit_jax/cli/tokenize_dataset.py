@@ -6,8 +6,8 @@ Stopped at any time, it goes on where it was when it is run again.
 from __future__ import annotations
 
 import argparse
-import sys
 
+from lavit_jax import console
 from lavit_jax.cli.common import add_json, directory, print_json
 
 EXAMPLES = """\
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
             args.source,
             args.destination,
             args.checkpoint,
-            lambda text: print(text, file=sys.stderr),
+            console.say,
             max_kept=args.max_kept,
             attention=args.attention,
         )

@@ -298,7 +298,7 @@ def load_ids(config: ConfigDict, folder: str, stamp: Stamp | None, examples: int
 
 def view_batches(
     config: ConfigDict,
-    view: views.View,
+    view: views.ImageView,
     batch_size: int,
     seed: int,
     process_index: int | None = None,

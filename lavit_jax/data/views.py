@@ -43,19 +43,13 @@ class ImageView:
 
 
 @dataclasses.dataclass(frozen=True)
-class PixelView:
+class PixelView(ImageView):
     """The same with "pixels", uint8 [P, P, C]: the view at the side of the painted pictures.
 
     Attributes:
-      records: decoded pictures.
-      augment: how views differ.
-      size: H.
       pixel_size: P.
     """
 
-    records: Sequence[Record]
-    augment: AugmentConfig
-    size: int
     pixel_size: int
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -68,21 +62,15 @@ class PixelView:
 
 
 @dataclasses.dataclass(frozen=True)
-class PairView:
+class PairView(ImageView):
     """As `ImageView`, with "text", int32 [T]: one of the picture's captions.
 
     Attributes:
-      records: decoded pictures.
-      augment: how views differ.
-      size: H.
       text: text tokenizer.
       text_length: T.
       canonical_share: how often the first caption is taken.
     """
 
-    records: Sequence[Record]
-    augment: AugmentConfig
-    size: int
     text: TextTokenizer
     text_length: int
     canonical_share: float
@@ -96,9 +84,6 @@ class PairView:
             "text": ended(ids, self.text_length),
             "index": np.array(index, np.int32),
         }
-
-
-View = ImageView | PixelView | PairView
 
 
 class Drawn(NamedTuple):
@@ -134,7 +119,7 @@ class SeenAs:
       view: makes it.
     """
 
-    view: View
+    view: ImageView
 
     def __call__(self, drawn: Drawn) -> dict[str, np.ndarray]:
         return self.view(drawn.record, drawn.rng())

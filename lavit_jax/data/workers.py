@@ -253,6 +253,7 @@ def _send(to: socket.socket, thing: Any) -> None:
 
 
 def _receive(of: socket.socket) -> Any:
+    """What `_send` sent: only ever between a process and the workers it has started itself."""
     (count,) = _sizes(of, 1)
     pickled, *buffers = [_exactly(of, size) for size in _sizes(of, count)]
     return pickle.loads(pickled, buffers=buffers)

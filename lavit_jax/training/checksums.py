@@ -7,7 +7,6 @@ is still there.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -21,7 +20,7 @@ SOUND, DAMAGED, UNKNOWN = "sound", "damaged", "unknown"
 
 def write(folder: Path, part: int = 0, parts: int = 1) -> None:
     """Stores the checksums of a part of a folder's files, in one move."""
-    sums = {name: _sha256(folder / name) for name in _files(folder)[part::parts]}
+    sums = {name: disk.sha256(folder / name) for name in _files(folder)[part::parts]}
     stored = folder / f"{PREFIX}-{part}-of-{parts}.json"
     disk.write_text(stored, json.dumps({"parts": parts, "sha256": sums}, indent=1) + "\n")
 
@@ -68,11 +67,6 @@ def _stored(folder: Path) -> dict[str, str]:
 
 def _sum_of(path: Path) -> str:
     try:
-        return _sha256(path)
+        return disk.sha256(path)
     except OSError:
         return ""
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lavit_jax import config as configs
-from lavit_jax import disk
+from lavit_jax import console, disk
 from lavit_jax.data import datasets
 from lavit_jax.data import text as text_data
 from lavit_jax.data.text import TextTokenizer
@@ -153,14 +152,10 @@ def start(config: ConfigDict, place: Storage, started: float | None = None) -> R
     starting.check(config, phases)
     first_alone(lambda: claim_workdir(config, place))
     # Every machine for itself and all at once; of processes of one machine the first.
-    datasets.bring(config, _say if jax.process_index() == 0 else lambda _: None)
+    datasets.bring(config, console.say if jax.process_index() == 0 else lambda _: None)
     data_dir, text = first_alone(lambda: prepare(config, place.local))
     modules = lavit.build_modules(lavit_config(config.model.to_dict(), text.vocab_size))
     return Run(config, place, data_dir, text, modules, mesh, phases, started)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def check_batch(phase: Phase, mesh: Mesh) -> None:

@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lavit_jax import disk
 from lavit_jax.convert import load, published, record
 from lavit_jax.convert.published import Published
 from lavit_jax.data import images as image_data
 from lavit_jax.data import prepared, stored_ids
 from lavit_jax.data.prepare.store import WORK, Store
-from lavit_jax.data.prepare.tasks import sha256
 from lavit_jax.data.stored_ids import Stamp, Tokens
 from lavit_jax.errors import UserError
 from lavit_jax.models import lavit
@@ -259,7 +259,7 @@ def _write(store: Store, shard: _Shard, images: Sequence[Record], tokenizer: _To
             for key, pixels in stack:
                 writer.write(stored_ids.encode(key, NOTHING if pixels is None else next(found)))
         writer.close()
-        size, digest = aside.stat().st_size, sha256(aside)
+        size, digest = aside.stat().st_size, disk.sha256(aside)
         store.publish(aside, shard.name)
     receipt = {"name": shard.name, "examples": shard.count, "bytes": size, "sha256": digest}
     store.write_json(shard.receipt, receipt)

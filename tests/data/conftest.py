@@ -7,8 +7,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from lavit_jax.data import text, twemoji
+from lavit_jax.data.prepare import run
+from lavit_jax.data.prepare.tasks import Job
+from lavit_jax.data.sources import Options
 from lavit_jax.data.text import TextTokenizer
 from lavit_jax.data.visual_ids import VisualIdCache
+from shards import tars
 
 CODES = 64
 
@@ -62,3 +66,12 @@ def cache(records: dict[str, list[dict]]) -> VisualIdCache:
     keep = (rng.random((images, patches)) < rng.uniform(0.1, 0.6, (images, 1))).astype(np.uint8)
     keep[:, 0] = 1
     return VisualIdCache(rng.integers(0, CODES, (images, patches)), keep)
+
+
+@pytest.fixture(scope="session")
+def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four tars of thirty pictures each, prepared; to be left as it is."""
+    where = tmp_path_factory.mktemp("prepared")
+    job = Job(str(tars(where / "src", 4, 30)), str(where / "set"), Options(), 30_000)
+    run.prepare(job, run.local_runner(1))
+    return where / "set"

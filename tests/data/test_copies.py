@@ -11,28 +11,17 @@ import pytest
 
 from lavit_jax.data import copies, datasets, prepared
 from lavit_jax.data.copies import bring, place
-from lavit_jax.data.prepare import run
-from lavit_jax.data.prepare.tasks import Job
-from lavit_jax.data.sources import Options
 from lavit_jax.errors import UserError
-from shards import keys, tars
+from shards import keys
 
 URL = "memory://bucket/set"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    where = tmp_path_factory.mktemp("prepared")
-    job = Job(str(tars(where / "src", 4, 30)), str(where / "set"), Options(), 30_000)
-    run.prepare(job, run.local_runner(1))
-    return where / "set"
-
-
 @pytest.fixture
-def bucket(folder):
+def bucket(data_set):
     """The data set in a bucket, whose files a test may change."""
     memory = fsspec.filesystem("memory")
-    memory.put(f"{folder}/", "/bucket/set/", recursive=True)
+    memory.put(f"{data_set}/", "/bucket/set/", recursive=True)
     copies._copy.cache_clear()
     yield memory
     memory.rm("/bucket", recursive=True)
@@ -51,21 +40,21 @@ def reads(bucket, monkeypatch):
     return names
 
 
-def test_a_data_set_is_copied_once_and_is_the_same(folder, bucket, reads, tmp_path):
+def test_a_data_set_is_copied_once_and_is_the_same(data_set, bucket, reads, tmp_path):
     told: list[str] = []
     where = place(URL, tmp_path, told.append)
     assert [line.partition(" to ")[0] for line in told] == [f"copying {URL}"]
     assert [prepared.Prepared(where)[n].key for n in range(120)] == keys(120)
-    for shard in json.loads((folder / "index.json").read_text())["shards"]:
-        assert (folder / shard["name"]).read_bytes() == (Path(where) / shard["name"]).read_bytes()
+    for shard in json.loads((data_set / "index.json").read_text())["shards"]:
+        assert (data_set / shard["name"]).read_bytes() == (Path(where) / shard["name"]).read_bytes()
     assert len(reads) == len(set(reads)) == 4
     copies._copy.cache_clear()  # as the next launch
     assert place(URL, tmp_path, told.append) == where
     assert (len(reads), len(told)) == (4, 1)
 
 
-def test_a_folder_of_this_machine_stays_where_it_is(folder, tmp_path):
-    assert place(folder, tmp_path) == place(f"file://{folder}", tmp_path) == str(folder)
+def test_a_folder_of_this_machine_stays_where_it_is(data_set, tmp_path):
+    assert place(data_set, tmp_path) == place(f"file://{data_set}", tmp_path) == str(data_set)
     assert not list(tmp_path.iterdir())
 
 

@@ -5,33 +5,23 @@ import numpy as np
 import pytest
 
 from lavit_jax.data import prepared
-from lavit_jax.data.prepare import run
-from lavit_jax.data.prepare.tasks import Job
 from lavit_jax.data.prepared import Prepared, Sound, Split
-from lavit_jax.data.sources import Broken, Options
+from lavit_jax.data.sources import Broken
 from lavit_jax.data.tally import TooManyBroken
 from lavit_jax.errors import UserError
-from shards import jpeg, keys, tars
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    where = tmp_path_factory.mktemp("prepared")
-    job = Job(str(tars(where / "src", 4, 30)), str(where / "dst"), Options(), 30_000)
-    run.prepare(job, run.local_runner(1))
-    return where / "dst"
+from shards import jpeg, keys
 
 
 @pytest.fixture
-def copied(folder, tmp_path):
+def copied(data_set, tmp_path):
     """A copy that a test may damage."""
-    for path in folder.iterdir():
+    for path in data_set.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
 
 
-def test_examples_are_read_in_any_order(folder):
-    stored = Prepared(folder)
+def test_examples_are_read_in_any_order(data_set):
+    stored = Prepared(data_set)
     assert len(stored) == 120
     for place in (119, 0, 60, 61):
         assert stored[place].key == keys(120)[place]
@@ -40,14 +30,14 @@ def test_examples_are_read_in_any_order(folder):
         stored[120]
 
 
-def test_few_shards_are_held_open(folder, monkeypatch):
+def test_few_shards_are_held_open(data_set, monkeypatch):
     monkeypatch.setattr(prepared, "OPEN_SHARDS", 1)
-    stored = Prepared(folder)
+    stored = Prepared(data_set)
     assert [stored[place].key for place in range(120)] == keys(120)
 
 
-def test_decoded_examples_have_what_the_pipeline_reads(folder):
-    record = prepared.examples(folder, 16, 0.01)[5]
+def test_decoded_examples_have_what_the_pipeline_reads(data_set):
+    record = prepared.examples(data_set, 16, 0.01)[5]
     assert record["image"].shape == (16, 24, 3)
     assert (record["key"], record["captions"]) == (keys(6)[5], ("picture 5 of a thing",))
 

@@ -8,11 +8,11 @@ again writes the same files again; what has a receipt is not done again.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from lavit_jax import disk
 from lavit_jax.data import record
 from lavit_jax.data.check import checked
 from lavit_jax.data.prepare.store import WORK, RecordWriter, Store
@@ -130,12 +130,6 @@ def run_task(job: Job, task: Task) -> dict[str, Any]:
     return receipt
 
 
-def sha256(path: Path) -> str:
-    """A file's checksum, for those who copy it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class _Shards:
     """Writes records to shard after shard, each about as large as the next."""
 
@@ -172,7 +166,7 @@ class _Shards:
                 "examples": shard["examples"],
                 "images": shard["images"],
                 "bytes": (self._folder / shard["name"]).stat().st_size,
-                "sha256": sha256(self._folder / shard["name"]),
+                "sha256": disk.sha256(self._folder / shard["name"]),
             }
             for shard in self._done
         ]
