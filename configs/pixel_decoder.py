@@ -27,7 +27,7 @@ def get_config(arg: str = "v5p-128") -> ConfigDict:
     config.data = common.data()
     config.update(common.run())
     config.update(pods.long_run())
-    config.mesh = pods.mesh(preset)
+    config.mesh = pods.mesh(preset, fsdp=pods.FSDP_OF_SMALL)
     config.schedule = ("pixels",)
     config.phases = {"pixels": pixel_phase(20_000, batch_size=256)}
     config.phases.pixels.frozen = ("lowres_autoencoder",)

@@ -22,7 +22,7 @@ def get_config(arg: str = "v5p-128") -> ConfigDict:
     config.data.text_vocab_size = 32000
     config.update(common.run())
     config.update(pods.long_run())
-    config.mesh = pods.mesh(arg)
+    config.mesh = pods.mesh(arg, fsdp=pods.FSDP_OF_SMALL)
     # Schedule (b) of the paper's maintainer: selector and merger first, then all with quantization.
     config.schedule = ("select", "quantize")
     config.phases = {

@@ -97,7 +97,9 @@ class FeatureDecoder(nn.Module):
 
     def _decode(self, codes: Array, positions: Array, mask: Array) -> Float[Array, "B N D"]:
         dtype = self.config.compute_dtype
-        codes = self.in_proj(codes.astype(dtype)) + positions.astype(dtype)
+        # Every block reads the codes: where their gradients are summed over blocks, they would be
+        # sent around to be split as the parameters are.
+        codes = layers.border(self.in_proj(codes.astype(dtype)) + positions.astype(dtype))
         x = jnp.broadcast_to(
             self.query_embed.astype(dtype), (codes.shape[0], *self.query_embed.shape)
         )

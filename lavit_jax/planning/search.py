@@ -9,11 +9,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lavit_jax.errors import UserError
+from lavit_jax.parallel.mesh import AXES, mesh_sizes
 from lavit_jax.parallel.topology import Topology
 from lavit_jax.planning import jobs
 from lavit_jax.planning.plan import Plan, fits, memory_of, plan
 
 TENSOR = (1, 2, 4)
+MORE_OR_FEWER = 8
 # From least memory to most.
 REMAT = ("full", "context", "projections", "attention", "most", "dots", "none")
 # Those worth trying: vision blocks are small beside the rest of their step.
@@ -35,18 +37,19 @@ class Candidate:
       rows_per_chip: of the batch.
       tensor: chips that share heads, MLP and vocabulary.
       remat: policy of the blocks that the phase trains.
+      data: copies of the parameters in a slice; each is split over the chips that are left.
     """
 
     rows_per_chip: int
     tensor: int
     remat: str
+    data: int
 
 
 def apply(config: ConfigDict, name: str, found: Candidate, topology: Topology) -> ConfigDict:
-    """The config with a candidate's settings; copies along `data` stay as they are."""
+    """The config with a candidate's settings."""
     changed = config.copy_and_resolve_references()
-    changed.mesh.data = max(changed.mesh.data, 1)
-    changed.mesh.fsdp, changed.mesh.tensor = -1, found.tensor
+    changed.mesh.update({"data": found.data, "fsdp": -1, "tensor": found.tensor})
     phase = changed.phases[name]
     phase.batch_size = found.rows_per_chip * topology.chips
     if phase.objective == "unified":
@@ -83,8 +86,9 @@ class Search:
         rows: Sequence[int] = ROWS_PER_CHIP,
         remat: Sequence[str] | None = None,
         tensor: Sequence[int] = TENSOR,
+        factor: int = MORE_OR_FEWER,
     ) -> list[Plan]:
-        """The best of each remat policy, most rows that fit; then more tensor parallelism for it.
+        """The best of each remat policy, most rows that fit; then other mesh shapes for the best.
 
         Few rows use a chip less well than many, so of each policy only the most that fit are
         costed; and a policy that keeps more leaves room for no more rows than the one before.
@@ -93,6 +97,7 @@ class Search:
           rows: a chip, from most to least.
           remat: policies, from least memory to most; by default all that differ.
           tensor: chips that share heads, MLP and vocabulary.
+          factor: so many times as many, or as few, copies of the parameters are tried.
 
         Returns:
           The best plans that fit, the most useful tokens (or images) a second first.
@@ -102,13 +107,16 @@ class Search:
         """
         if remat is None:
             remat = POLICIES[self.config.phases[self.name].objective]
-        made: list[Plan] = []
-        for parts in tensor:
-            if made:
-                best = max(made, key=_rate).job.settings
-                made += self._down((int(best["rows_per_chip"]),), (best["remat"],), parts)
-            else:
-                made += self._down(rows, remat, parts)
+        copies = self._copies()
+        made = list(self._down(rows, remat, tensor[0], copies))
+        shapes = [(parts, copies) for parts in tensor[1:]] + [(tensor[0], copies * factor)]
+        if copies % factor == 0:
+            shapes.append((tensor[0], copies // factor))
+        for parts, data in shapes if made else ():
+            best = max(made, key=_rate).job.settings
+            changed = Candidate(int(best["rows_per_chip"]), parts, best["remat"], data)
+            if (other := self._planned(changed)) is not None:
+                made.append(other)
         if not made:
             raise UserError(
                 f"{self.name} fits {self.topology.title} with none of the settings tried: more "
@@ -116,12 +124,21 @@ class Search:
             )
         return sorted(made, key=_rate, reverse=True)[:SHOWN]
 
-    def _down(self, rows: Sequence[int], remat: Sequence[str], tensor: int) -> Iterator[Plan]:
+    def _copies(self) -> int:
+        """What the config's mesh has along `data` on this topology."""
+        mesh = {**self.config.mesh, "slice": self.topology.slices}
+        sizes = mesh_sizes([mesh.get(axis, 1) for axis in AXES], self.topology.chips)
+        return sizes[AXES.index("data")]
+
+    def _down(
+        self, rows: Sequence[int], remat: Sequence[str], tensor: int, data: int
+    ) -> Iterator[Plan]:
+        """Of each policy, from least memory to most, the plan with the most rows that fit."""
         left = list(rows)
         for policy in remat:
             found = None
             while left and found is None:
-                found = self._planned(Candidate(left[0], tensor, policy))
+                found = self._planned(Candidate(left[0], tensor, policy, data))
                 if found is None:
                     del left[0]
             if found is not None:

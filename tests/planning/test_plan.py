@@ -140,10 +140,10 @@ def test_a_search_passes_over_what_no_compiler_takes(monkeypatch):
     assert "a chip has too little memory" in told[0]
 
 
-def test_a_search_leaves_copies_as_the_config_has_them():
+def test_a_candidate_splits_parameters_over_what_copies_and_tensor_leave():
     wanted = config()
-    wanted.mesh.update({"data": 2, "fsdp": -1})
-    found = search.apply(wanted, "unified", search.Candidate(4, 2, "most"), EIGHT)
+    wanted.mesh.update({"data": -1, "fsdp": 4})
+    found = search.apply(wanted, "unified", search.Candidate(4, 2, "most", 2), EIGHT)
     assert (found.mesh.data, found.mesh.fsdp, found.mesh.tensor) == (2, -1, 2)
     assert found.phases.unified.batch_size == 32 and found.model.llm.remat == "most"
 
@@ -168,12 +168,12 @@ def test_an_unknown_phase_names_those_there_are():
 
 
 def test_a_search_ranks_what_fits_by_what_it_does_in_a_second():
-    run, told = searched("encoder", rows=(2,), remat=("full",), tensor=(1, 2))
+    run, told = searched("encoder", rows=(2,), remat=("full",), tensor=(1,), factor=2)
     found = run()
     rates = [made.job.workload.images / made.seconds for made in found]
-    assert len(told) == len(found) == 2
+    assert len(told) == len(found) == 3
     assert rates == sorted(rates, reverse=True)
-    assert {made.job.mesh.shape["tensor"] for made in found} == {1, 2}
+    assert {made.job.mesh.shape["data"] for made in found} == {2, 4, 8}
 
 
 def test_a_search_gives_each_policy_the_most_rows_that_fit(monkeypatch):
@@ -185,15 +185,25 @@ def test_a_search_gives_each_policy_the_most_rows_that_fit(monkeypatch):
         return Memory(1, 1, 1 if fits else int(1e15))
 
     def plan_of(job, topology, *, memory, quick):
-        return dataclasses.replace(once, job=job, seconds=float(job.mesh.shape["tensor"]))
+        shape = job.mesh.shape
+        return dataclasses.replace(once, job=job, seconds=shape["tensor"] / shape["data"])
 
     monkeypatch.setattr(search, "memory_of", memory)
     monkeypatch.setattr(search, "plan", plan_of)
-    run, told = searched("unified", remat=tuple(room), tensor=(1, 2))
-    found = [(m.job.settings["rows_per_chip"], m.job.settings["remat"]) for m in run()]
-    assert found == [(8, "full"), (8, "context"), (8, "full"), (2, "most")]
-    # Besides those: 8 and 4 rows of "most", 2 and 1 of "none".
-    assert len(told) == 4 + 4
+    run, told = searched("unified", remat=tuple(room), tensor=(1, 2), factor=2)
+    ranked = [(m.job.mesh.shape, m.job.settings) for m in run()]
+    found = [
+        (s["data"], s["fsdp"], s["tensor"], of["rows_per_chip"], of["remat"]) for s, of in ranked
+    ]
+    assert found == [
+        (8, 1, 1, 8, "full"),  # the best of the config's own mesh on others
+        (4, 2, 1, 8, "full"),
+        (4, 2, 1, 8, "context"),
+        (4, 1, 2, 8, "full"),
+        (2, 4, 1, 8, "full"),
+    ]
+    # Besides those: 2 rows of "most", 8 and 4 of it; 2 and 1 of "none".
+    assert len(told) == 5 + 5
 
 
 def test_nine_tenths_of_packed_rows_are_useful_at_published_lengths():
