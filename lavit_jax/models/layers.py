@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lavit_jax.models import int8, matmul, placement
 
@@ -261,6 +261,20 @@ def named(x: Array, name: str) -> Array:
 def border(x_BSD: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
     """The residual stream between two blocks, laid out as everywhere."""
     return placement.constrain(x_BSD, "batch", "length", "act_embed")
+
+
+def embedded(
+    ids_BS: Int[Array, "B S"], table_VD: Float[Array, "V D"], dtype: jnp.dtype
+) -> Float[Array, "B S D"]:
+    """Rows of a table, in the compute dtype.
+
+    Each device looks up the tokens of all that share the table with it, in its own columns; then
+    they exchange. That moves embeddings of tokens, where gathering the table would move the whole
+    vocabulary.
+    """
+    ids_BS = placement.constrain(ids_BS, "group", "length")
+    x_BSD = table_VD[ids_BS].astype(dtype)
+    return border(placement.constrain(x_BSD, "group", "length", "embed"))
 
 
 def spread_heads(x_BSHd: Float[Array, "B S H d"]) -> Float[Array, "B S H d"]:

@@ -244,15 +244,8 @@ class Llama(nn.Module):
         self.lm_head = head(c.vocab, c.compute_dtype)
 
     def embed(self, ids_BS: Int[Array, "B S"]) -> Float[Array, "B S E"]:
-        """Token ids to embeddings in the compute dtype.
-
-        Each device looks up the tokens of all that share the table with it, in its own columns;
-        then they exchange. That moves embeddings of tokens, where gathering the table would move
-        the whole vocabulary.
-        """
-        ids_BS = placement.constrain(ids_BS, "group", "length")
-        x = self.embedding[ids_BS].astype(self.config.compute_dtype)
-        return layers.border(placement.constrain(x, "group", "length", "embed"))
+        """Token ids to embeddings in the compute dtype."""
+        return layers.embedded(ids_BS, self.embedding, self.config.compute_dtype)
 
     def hidden(
         self,

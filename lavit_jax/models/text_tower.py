@@ -30,7 +30,8 @@ class TextTower(nn.Module):
         positions = self.param(
             "pos_embed", layers.with_axes(layers.embed_init, None, "embed"), (c.length, c.width)
         )
-        x = (table[ids_BS] + positions[: ids_BS.shape[1]]).astype(c.compute_dtype)
+        x = layers.embedded(ids_BS, table, c.compute_dtype)
+        x = x + positions[: ids_BS.shape[1]].astype(c.compute_dtype)
         mask_BQK = jnp.broadcast_to(real_BS[:, None, :], (*ids_BS.shape, ids_BS.shape[1]))
         x, _ = layers.stack(EncoderBlock, c.depth, c.remat, c.unroll)(c, name="blocks")(x, mask_BQK)
         x = layers.LayerNorm(NORM_EPS, name="norm")(x)
