@@ -37,17 +37,20 @@ def main(folder: str) -> None:
     _scaling(found)
     print("\n## Collectives\n")
     print(
-        "Of stage two, by array: how often a step, and how much each chip sends by the usual ring; "
+        "Of stage two on all presets and of the rest on v5p-128, by array: how often a step, and "
+        "how much each chip sends by the usual ring; "
         f"from {LEAST / 1e6:.0f} MB on. Arrays in bfloat16 with the shape of a parameter are "
-        "parameters that are gathered, those in float32 gradients that are summed. What is left: "
-        "ids of the batch (s32), and embedded words, each chip having looked up its part of all "
-        "words' widths (all-to-all), and pieces of parameters that the compiler pads to whole "
-        "blocks (collective-permute). Counts put together from one and two layers may come out too "
+        "parameters that are gathered, those in float32 gradients that are summed. What is left in "
+        "stage two: ids of the batch (s32), and embedded words, each chip having looked up its "
+        "part of all words' widths (all-to-all), and pieces of parameters that the compiler pads "
+        "to whole blocks (collective-permute); in generation, whose chips share heads and MLP, "
+        "what they sum behind both. Counts put together from one and two layers may come out too "
         "high by a few gatherings that the compiler does twice."
     )
     for stem in _order(found):
-        if stem.startswith("unified"):
-            _collectives(stem, found[stem][0])
+        if stem.startswith("unified") or stem.endswith("v5p-128"):
+            for entry in found[stem]:
+                _collectives(_named(stem, entry), entry)
 
 
 def _order(found: dict[str, Any]) -> list[str]:
@@ -68,7 +71,7 @@ def _line(stem: str, entry: Entry) -> tuple[Any, ...]:
     settings, sent = entry["settings"], entry["sent_within_slices"]
     between = entry["sent_between_slices"]
     return (
-        stem if stem.startswith(("unified", "pixels")) else f"{stem}: {entry['name']}",
+        _named(stem, entry),
         entry["chips"],
         mesh,
         f"{settings['rows_per_chip']:g}",
@@ -85,6 +88,10 @@ def _line(stem: str, entry: Entry) -> tuple[Any, ...]:
         if entry["steps"]
         else "",
     )
+
+
+def _named(stem: str, entry: Entry) -> str:
+    return stem if stem.startswith(("unified", "pixels")) else f"{stem}: {entry['name']}"
 
 
 def _memory(entry: Entry) -> str:

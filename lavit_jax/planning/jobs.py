@@ -15,7 +15,6 @@ from lavit_jax.parallel.mesh import batch_parts, make_mesh
 from lavit_jax.parallel.topology import Topology
 from lavit_jax.planning import workload
 from lavit_jax.planning.plan import Job
-from lavit_jax.planning.workload import Workload
 from lavit_jax.training import abstract as training
 from lavit_jax.training.run import check_batch
 from lavit_jax.training.schedule import Phase, make_schedule
@@ -96,9 +95,7 @@ def _generation(config: ConfigDict, name: str, topology: Topology, devices: Sequ
             f"fsdp): rows={max(parts, rows // parts * parts)} would fit"
         )
     modules = _modules(config)
-    count = workload.parameter_count(modules, ("llm",))["llm"]
     prompt, new = wanted.prompt, wanted.new_tokens
-    tokens = rows * (prompt if name == "prefill" else 1)
 
     def make(modules: lavit.Modules) -> Any:
         if name == "prefill":
@@ -106,5 +103,5 @@ def _generation(config: ConfigDict, name: str, topology: Topology, devices: Sequ
         return inference.decode_program(modules, mesh, rows, prompt + new)
 
     settings = {"rows": rows, "rows_per_chip": rows / mesh.size, "prompt": prompt, "new": new}
-    work = Workload(tokens, 0, 1.0, 2.0 * count * tokens, 0)
+    work = workload.of_generation(modules, name, rows, prompt)
     return Job(name, modules, ("llm",), make, mesh, work, 0, settings)

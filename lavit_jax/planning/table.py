@@ -11,8 +11,8 @@ from lavit_jax.parallel.mesh import AXES
 from lavit_jax.planning.plan import Plan, by_kind
 
 CONVENTION = (
-    "MFU bound: 6 N D of trained and 2 N D of frozen modules, useful tokens only, attention and "
-    "recomputation not counted, over the step time below"
+    "MFU bound: 6 N D of trained and 2 N D of frozen modules, N without the table of words, useful "
+    "tokens only, attention and recomputation not counted, over the step time below"
 )
 
 

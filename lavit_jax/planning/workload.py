@@ -1,8 +1,8 @@
 """How much useful work a step is: tokens, images, and the flops that MFU counts.
 
-Convention: 6 N D for a trained module and 2 N D for a frozen one, N all of its parameters and D the
-tokens it runs on, padding left out; attention's own flops are not counted, nor is anything
-recomputed. An image is N_patches tokens to the vision modules, as many as it keeps to the language
+Convention: 6 N D for a trained module and 2 N D for a frozen one, N its parameters but for the table
+that words are looked up in, and D the tokens it runs on, padding left out; attention's own flops are
+not counted, nor is anything recomputed. An image is N_patches tokens to the vision modules, as many as it keeps to the language
 model's merger. Convolutions use a weight once for every place: U-Net and autoencoder count
 three times (trained) or once (frozen) what their forward pass computes, attention included.
 """
@@ -48,10 +48,14 @@ class Workload:
 
 
 def parameter_count(modules: Modules, names: tuple[str, ...]) -> dict[str, int]:
-    """Parameters of each module."""
+    """Parameters of each module that its inputs are multiplied with."""
     shapes: dict[str, Any] = nn.meta.unbox(state.abstract_params(modules, names))
     return {
-        name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+        name: sum(
+            math.prod(leaf.shape)
+            for path, leaf in jax.tree.leaves_with_path(tree)
+            if path[-1].key != "embedding"
+        )
         for name, tree in shapes.items()
     }
 
@@ -89,6 +93,14 @@ def of_phase(config: ConfigDict, phase: Phase, modules: Modules) -> Workload:
     )
     kernel = rows * attention_flops(modules.config.llm, tokens)
     return Workload(rows * tokens * useful, images, useful, total, kernel)
+
+
+def of_generation(modules: Modules, name: str, rows: int, prompt: int) -> Workload:
+    """What a prefill does, or one step of decoding: each row's last token is scored, no other."""
+    count, llm = parameter_count(modules, ("llm",))["llm"], modules.config.llm
+    head = llm.width * llm.vocab
+    tokens = rows * (prompt if name == "prefill" else 1)
+    return Workload(tokens, 0, 1.0, 2.0 * ((count - head) * tokens + head * rows), 0)
 
 
 def _painting_flops(modules: Modules) -> dict[str, float]:
