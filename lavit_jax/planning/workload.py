@@ -1,10 +1,11 @@
 """How much useful work a step is: tokens, images, and the flops that MFU counts.
 
-Convention: 6 N D for a trained module and 2 N D for a frozen one, N its parameters but for the table
-that words are looked up in, and D the tokens it runs on, padding left out; attention's own flops are
-not counted, nor is anything recomputed. An image is N_patches tokens to the vision modules, as many as it keeps to the language
-model's merger. Convolutions use a weight once for every place: U-Net and autoencoder count
-three times (trained) or once (frozen) what their forward pass computes, attention included.
+Convention: 6 N D for a trained module and 2 N D for a frozen one, N its parameters but for the
+table that words are looked up in, and D the tokens it runs on, padding left out; attention's own
+flops are not counted, nor is anything recomputed. An image is N_patches tokens to the vision
+modules, as many as it keeps to the language model's merger. Convolutions use a weight once for
+every place: U-Net and autoencoder count three times (trained) or once (frozen) what their forward
+pass computes, attention included.
 """
 
 from __future__ import annotations
