@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,6 +75,24 @@ def _phase(config: ConfigDict, phase: Phase, topology: Topology, devices: Sequen
         workload.of_phase(config, phase, modules),
         phase.steps,
         settings,
+        _with_small_unet(sizes) if phase.config["objective"] == "diffusion" else None,
+    )
+
+
+def _with_small_unet(sizes: LavitConfig) -> LavitConfig:
+    """The model with one level of a U-Net, and an autoencoder of few channels."""
+    assert sizes.pixels is not None
+    unet, autoencoder = sizes.pixels.unet, sizes.pixels.autoencoder
+    level = {
+        name: getattr(unet, name)[:1]
+        for name in ("channels", "layers", "down_attention", "up_attention", "heads", "depths")
+    }
+    small = dataclasses.replace(unet, **level, middle="none")
+    if autoencoder is not None:
+        channels = (autoencoder.groups,) * len(autoencoder.channels)
+        autoencoder = dataclasses.replace(autoencoder, channels=channels, layers=1)
+    return dataclasses.replace(
+        sizes, pixels=dataclasses.replace(sizes.pixels, unet=small, autoencoder=autoencoder)
     )
 
 

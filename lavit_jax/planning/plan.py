@@ -43,6 +43,9 @@ class Job:
       workload: of one step.
       steps: of the whole run; 0 where there is no such thing.
       settings: what a reader wants to know of it: rows, remat policy.
+      light: the model in whose program layers are added one by one; where much of the model is no
+        stack, one with less of that, for what a layer adds is the same beside it. By default
+        `modules.config`.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Job:
     workload: Workload
     steps: int
     settings: Mapping[str, Any]
+    light: LavitConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,18 +158,21 @@ def fits(memory: Memory, topology: Topology) -> bool:
 def cost(job: Job, *, quick: bool = False) -> Cost:
     """The cost at full depth."""
 
-    def measured(depths: Mapping[str, int]) -> Cost:
-        modules = lavit.build_modules(straight(job.modules.config, depths))
+    def measured(config: LavitConfig, depths: Mapping[str, int]) -> Cost:
+        modules = lavit.build_modules(straight(config, depths))
         return compiled.cost(job.make(modules), job.mesh, quick=quick)
 
+    whole = job.modules.config
+    light = job.light or whole
     ones = dict.fromkeys(job.stacks, 1)
-    one = measured(ones)
+    one = measured(whole, ones)
     parts = [(1.0, one)]
-    for stack in job.stacks:
-        depth = getattr(job.modules.config, stack).depth
-        if depth > 1:
-            two = measured({**ones, stack: 2})
-            parts += [(depth - 1.0, two), (1.0 - depth, one)]
+    deep = {name: getattr(whole, name).depth for name in job.stacks}
+    deep = {name: depth for name, depth in deep.items() if depth > 1}
+    alone = one if light is whole or not deep else measured(light, ones)
+    for stack, depth in deep.items():
+        two = measured(light, {**ones, stack: 2})
+        parts += [(depth - 1.0, two), (1.0 - depth, alone)]
     return Cost.combine(parts)
 
 

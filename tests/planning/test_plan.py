@@ -47,6 +47,27 @@ def test_layers_that_were_not_compiled_cost_what_the_second_one_does():
     assert planned("encoder").cost.flops == pytest.approx(expected.flops, rel=0.01)
 
 
+def test_layers_are_added_one_by_one_beside_a_light_model(monkeypatch):
+    compiled_ones = []
+
+    def cost(modules, mesh, *, quick):
+        c = modules.config
+        compiled_ones.append((c.llm.width, c.encoder.depth, c.merger.depth))
+        flops = 1000.0 * c.llm.width + 10 * c.encoder.depth + c.merger.depth
+        return compiled.Cost(flops, 0, 0, 0, {})
+
+    monkeypatch.setattr(compiled, "cost", cost)
+    sizes = lavit.build_modules(job("unified").modules.config).config
+    light = dataclasses.replace(sizes, llm=dataclasses.replace(sizes.llm, width=8, heads=2))
+    whole = dataclasses.replace(
+        job("unified"), stacks=("encoder", "merger"), make=lambda modules: modules, light=light
+    )
+    depths = sizes.encoder.depth, sizes.merger.depth
+    found = plan.cost(whole)
+    assert found.flops == 1000 * sizes.llm.width + 10 * depths[0] + depths[1]
+    assert [width for width, *_ in compiled_ones].count(sizes.llm.width) == 1
+
+
 @pytest.mark.parametrize("name", ["encoder", "prefill", "decode"])
 def test_a_plan_says_what_a_chip_holds_and_does(name):
     found = planned(name)
