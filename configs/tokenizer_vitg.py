@@ -18,6 +18,8 @@ def get_config(arg: str = "v5p-128") -> ConfigDict:
     config = ConfigDict({"name": f"tokenizer-vitg-{arg}", "seed": 0})
     config.model = models.vitg_llama7b()  # published sizes
     config.model.merger.attention = "clean"  # ours, for training from scratch
+    # There is room for what the backward pass needs on all presets.
+    config.model.merger.remat = config.model.decoder.remat = "dots"
     config.data = common.data()
     config.data.text_vocab_size = 32000
     config.update(common.run())
