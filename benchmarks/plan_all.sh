@@ -47,7 +47,8 @@ done
 
 for preset in "${presets[@]}"; do
   of_preset unified configs/unified_7b.py:PRESET "$preset" --phase unified
-  of_preset tokenizer configs/tokenizer_vitg.py:PRESET "$preset"
+  # Its first phase is the same step but for the codes.
+  of_preset tokenizer configs/tokenizer_vitg.py:PRESET "$preset" --phase quantize
   of_preset pixels configs/pixel_decoder.py:PRESET "$preset"
   of_preset generation configs/unified_7b.py:PRESET "$preset" --phase prefill --phase decode
 done
