@@ -138,13 +138,17 @@ def memory(program: Program, mesh: Mesh, *, quick: bool = False) -> Memory:
       OutOfMemory: it gave up without a figure.
     """
     try:
-        analysis = build(program, mesh, _options(mesh, quick)).memory_analysis()
+        return _memory(build(program, mesh, _options(mesh, quick)))
     except OutOfMemory as error:
         held = shard_bytes(program.args)
         peak = error.peak(held)
         if peak is None:
             raise
         return Memory(held, peak - held, peak)
+
+
+def _memory(compiled: Any) -> Memory:
+    analysis = compiled.memory_analysis()
     return Memory(
         analysis.argument_size_in_bytes,
         analysis.temp_size_in_bytes,
@@ -153,7 +157,16 @@ def memory(program: Program, mesh: Mesh, *, quick: bool = False) -> Memory:
 
 
 def cost(program: Program, mesh: Mesh, *, quick: bool = False) -> Cost:
-    """What a program does, once it is compiled; arguments as of `memory`."""
+    """What a program does; arguments and errors as of `memory`."""
+    return both(program, mesh, quick=quick)[1]
+
+
+def both(program: Program, mesh: Mesh, *, quick: bool = False) -> tuple[Memory, Cost]:
+    """What a program takes and what it does, of one compilation; arguments as of `memory`.
+
+    Raises:
+      OutOfMemory: the devices are too small.
+    """
     # The compiler writes the optimised program down itself: libtpu 0.0.52 cannot give those back
     # (`as_text`) that gather asynchronously.
     with tempfile.TemporaryDirectory() as folder:
@@ -163,7 +176,7 @@ def cost(program: Program, mesh: Mesh, *, quick: bool = False) -> Cost:
         # There is none where a cache had the program.
         text = found[0].read_text() if found else compiled.as_text()
     analysis = compiled.cost_analysis()
-    return Cost(
+    return _memory(compiled), Cost(
         flops=analysis.get("flops", 0.0),
         bytes=analysis.get("bytes accessed", 0.0),
         seconds=analysis.get("optimal_seconds", 0.0),

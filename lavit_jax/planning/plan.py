@@ -43,7 +43,7 @@ class Job:
       workload: of one step.
       steps: of the whole run; 0 where there is no such thing.
       settings: what a reader wants to know of it: rows, remat policy.
-      light: the model in whose program layers are added one by one; where much of the model is no
+      light: the model in whose program layers are added one by one; where most of the model is no
         stack, one with less of that, for what a layer adds is the same beside it. By default
         `modules.config`.
     """
@@ -119,9 +119,12 @@ def plan(
     """
     begun = time.monotonic()
     program = _whole(job)
-    if memory is None:
+    one = None
+    if memory is None and job.light is not None:
+        memory, one = compiled.both(program, job.mesh, quick=quick)
+    elif memory is None:
         memory = compiled.memory(program, job.mesh, quick=quick)
-    total = cost(job, quick=quick)
+    total = cost(job, one, quick=quick)
     kernel = job.workload.kernel_flops / topology.chips
     seconds, by = step_seconds(total, topology.chip, kernel)
     params, optimizer = _held(program)
@@ -155,8 +158,15 @@ def fits(memory: Memory, topology: Topology) -> bool:
     return memory.peak <= topology.chip.hbm_bytes * (1 - SPARE)
 
 
-def cost(job: Job, *, quick: bool = False) -> Cost:
-    """The cost at full depth."""
+def cost(job: Job, one: Cost | None = None, *, quick: bool = False) -> Cost:
+    """The cost at full depth.
+
+    Args:
+      job: what is planned.
+      one: of the whole program, whose loops count as one layer; where layers are little of it, that
+        is near enough. By default that of a layer of each stack in straight lines.
+      quick: compiles with less effort, see `compiled.QUICK`.
+    """
 
     def measured(config: LavitConfig, depths: Mapping[str, int]) -> Cost:
         modules = lavit.build_modules(straight(config, depths))
@@ -165,7 +175,8 @@ def cost(job: Job, *, quick: bool = False) -> Cost:
     whole = job.modules.config
     light = job.light or whole
     ones = dict.fromkeys(job.stacks, 1)
-    one = measured(whole, ones)
+    if one is None:
+        one = measured(whole, ones)
     parts = [(1.0, one)]
     deep = {name: getattr(whole, name).depth for name in job.stacks}
     deep = {name: depth for name, depth in deep.items() if depth > 1}

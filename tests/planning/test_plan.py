@@ -66,6 +66,10 @@ def test_layers_are_added_one_by_one_beside_a_light_model(monkeypatch):
     found = plan.cost(whole)
     assert found.flops == 1000 * sizes.llm.width + 10 * depths[0] + depths[1]
     assert [width for width, *_ in compiled_ones].count(sizes.llm.width) == 1
+    del compiled_ones[:]
+    one = compiled.Cost(1000.0 * sizes.llm.width + 10 + 1, 0, 0, 0, {})
+    assert plan.cost(whole, one) == found
+    assert sizes.llm.width not in [width for width, *_ in compiled_ones]
 
 
 @pytest.mark.parametrize("name", ["encoder", "prefill", "decode"])
