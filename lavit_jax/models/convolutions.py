@@ -5,15 +5,81 @@ Legend: B batch, H height, W width, C channels, T width of the embedded time.
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lavit_jax.models import layers
+from lavit_jax.models import layers, matmul, placement
 
-AROUND = ((1, 1), (1, 1))
-BEHIND = ((0, 1), (0, 1))
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+AROUND: Padding = ((1, 1), (1, 1))
+BEHIND: Padding = ((0, 1), (0, 1))
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolve(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
+    """[B, H, W, C] with a float32 kernel [size, size, C, F] to [B, H', W', F], in the dtype of `x`.
+
+    The weight gradient leaves its convolution in float32, see `matmul.project`.
+    """
+    return _convolve(x, matmul.compute_copy(kernel, x.dtype), stride, padding)
+
+
+def _forward(
+    x: Array, kernel: Array, stride: int, padding: Padding
+) -> tuple[Array, tuple[Array, Array]]:
+    return convolve(x, kernel, stride, padding), (x, kernel)
+
+
+def _backward(
+    stride: int, padding: Padding, saved: tuple[Array, Array], grad: Array
+) -> tuple[Array, Array]:
+    x, kernel = saved
+    copy = matmul.compute_copy(kernel, x.dtype)
+    (dx,) = jax.linear_transpose(lambda x: _convolve(x, copy, stride, padding), x)(grad)
+    # A convolution of the inputs with the gradients, over rows of the batch: what a kernel's place
+    # meets lies `stride` apart, and behind the inputs goes what makes the result a kernel's size.
+    around = [
+        (before, size - 1 + (steps - 1) * stride + 1 - before - length)
+        for (before, _), size, steps, length in zip(
+            padding, kernel.shape[:2], grad.shape[1:3], x.shape[1:3]
+        )
+    ]
+    dkernel = jax.lax.conv_general_dilated(
+        x,
+        grad,
+        (1, 1),
+        around,
+        rhs_dilation=(stride, stride),
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        preferred_element_type=kernel.dtype,
+    )
+    return dx, dkernel
+
+
+convolve.defvjp(_forward, _backward)
+
+
+def _convolve(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT
+    )
+
+
+def _for_flax() -> Any:
+    """What flax's layer convolves with."""
+
+    def run(x: Array, kernel: Array, strides: Any, padding: Any, **fixed: Any) -> Array:
+        sides = tuple((int(before), int(behind)) for before, behind in padding)
+        return convolve(x, kernel, strides[0], sides)
+
+    return run
 
 
 def conv(
@@ -23,7 +89,7 @@ def conv(
     *,
     size: int = 3,
     stride: int = 1,
-    padding: tuple[tuple[int, int], tuple[int, int]] | None = None,
+    padding: Padding | None = None,
     zero: bool = False,
 ) -> nn.Conv:
     """A convolution [B, H, W, C] -> [B, H', W', features]; keeps the size by default.
@@ -45,10 +111,17 @@ def conv(
         strides=(stride, stride),
         padding=around if padding is None else padding,
         dtype=dtype,
+        promote_dtype=layers.cast_all_but_kernel,
+        conv_general_dilated_cls=_for_flax,
         kernel_init=layers.with_axes(init, None, None, "embed", "mlp"),
         bias_init=layers.with_axes(nn.initializers.zeros_init(), "mlp"),
         name=name,
     )
+
+
+def own_pictures(x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+    """Every device keeps whole pictures; where they are small, XLA would rather split channels."""
+    return placement.constrain(x_BHWC, "batch", None, None, None)
 
 
 class GroupNorm(nn.Module):
@@ -83,8 +156,9 @@ class ResidualBlock(nn.Module):
     def __call__(
         self, x_BHWC: Float[Array, "B H W C"], time_BT: Float[Array, "B T"] | None = None
     ) -> Float[Array, "B H W F"]:
+        x_BHWC = own_pictures(x_BHWC)
         h = nn.silu(GroupNorm(self.groups, self.eps, name="norm1")(x_BHWC))
-        h = conv(self.features, self.dtype, "conv1")(h)
+        h = own_pictures(conv(self.features, self.dtype, "conv1")(h))
         if time_BT is not None:
             time = layers.dense(self.features, ("embed", "mlp"), self.dtype, "time_proj")
             h = h + time(nn.silu(time_BT))[:, None, None, :]
@@ -92,7 +166,7 @@ class ResidualBlock(nn.Module):
         h = conv(self.features, self.dtype, "conv2")(h)
         if x_BHWC.shape[-1] != self.features:
             x_BHWC = conv(self.features, self.dtype, "skip", size=1)(x_BHWC)
-        return x_BHWC + h
+        return own_pictures(x_BHWC + h)
 
 
 class Downsample(nn.Module):

@@ -65,7 +65,7 @@ def _multiply(how: str) -> Any:
     return dot_general
 
 
-def _cast_all_but_kernel(*args: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
+def cast_all_but_kernel(*args: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
     """What flax casts to the compute dtype before a matmul, which casts the kernel itself."""
     x, kernel, bias = args
     return [x.astype(dtype), kernel, None if bias is None else bias.astype(dtype)]
@@ -87,7 +87,7 @@ def dense(
         use_bias=use_bias,
         dtype=dtype,
         dot_general=_multiply(how),
-        promote_dtype=_cast_all_but_kernel,
+        promote_dtype=cast_all_but_kernel,
         kernel_init=with_axes(kernel_init, *axes),
         bias_init=with_axes(nn.initializers.zeros_init(), axes[1]),
         name=name,
@@ -109,7 +109,7 @@ def head_projection(
         use_bias=use_bias,
         dtype=dtype,
         dot_general=_multiply(how),
-        promote_dtype=_cast_all_but_kernel,
+        promote_dtype=cast_all_but_kernel,
         kernel_init=with_axes(fan_in_init, "embed", "heads", "head_dim"),
         bias_init=with_axes(nn.initializers.zeros_init(), "heads", "head_dim"),
         name=name,
@@ -131,7 +131,7 @@ def merge_heads(
         use_bias=use_bias,
         dtype=dtype,
         dot_general=_multiply(how),
-        promote_dtype=_cast_all_but_kernel,
+        promote_dtype=cast_all_but_kernel,
         kernel_init=with_axes(
             nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=(0, 1)),
             "heads",

@@ -19,7 +19,7 @@ def project(x: Array, kernel: Array, count: int) -> Array:
     Computed in the dtype of `x`. The weight gradient leaves its matmul in float32, so that it is
     summed over devices in float32 too; autodiff of a cast kernel would sum it in the compute dtype.
     """
-    return _contract(x, _cast(kernel, x.dtype), count)
+    return _contract(x, compute_copy(kernel, x.dtype), count)
 
 
 def _forward(x: Array, kernel: Array, count: int) -> tuple[Array, tuple[Array, Array]]:
@@ -29,7 +29,7 @@ def _forward(x: Array, kernel: Array, count: int) -> tuple[Array, tuple[Array, A
 def project_backward(count: int, saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     """Gradients of x and of the kernel."""
     x, kernel = saved
-    cast = _cast(kernel, x.dtype)
+    cast = compute_copy(kernel, x.dtype)
     shape = x.shape
     if _flat():
         inner = math.prod(kernel.shape[:count])
@@ -47,8 +47,8 @@ def project_backward(count: int, saved: tuple[Array, Array], grad: Array) -> tup
 project.defvjp(_forward, project_backward)
 
 
-def _cast(kernel: Array, dtype: jnp.dtype) -> Array:
-    """The kernel in the compute dtype.
+def compute_copy(kernel: Array, dtype: jnp.dtype) -> Array:
+    """A kernel in the compute dtype.
 
     XLA:TPU would move the cast of a layer out of the loop over layers, and so hold a copy of all
     layers' kernels through the step. The barrier keeps it where it is.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from lavit_jax.models import layers
+from lavit_jax.models import layers, placement
 from lavit_jax.models.attention import attend
 from lavit_jax.models.convolutions import (
     Downsample,
@@ -182,7 +182,7 @@ class UNet(nn.Module):
         """
         c = self.config
         dtype = c.compute_dtype
-        time = self._time(time_B, condition)
+        time = placement.constrain(self._time(time_B, condition), "batch", None)
         read = self._read(condition)
         x = latents_BHWC.astype(dtype)
         if c.placed:
