@@ -1,5 +1,6 @@
 """Runs of two processes: one that is lost, stopped and started again beside one left alone."""
 
+import contextlib
 import shutil
 import signal
 import time
@@ -13,6 +14,7 @@ import pytest
 
 from benchmarks import kills
 from benchmarks.kills import Training
+from lavit_jax.errors import UserError
 from lavit_jax.parallel import peers
 from lavit_jax.training import launches
 from lavit_jax.training.agreement import Agreement
@@ -194,12 +196,12 @@ class Coordinator:
     """What the coordinator's client does in one of two processes whose other one is late."""
 
     def __init__(self, seconds: int) -> None:
-        self.asked, self._seconds = [], seconds
+        self.asked, self.told, self._seconds = [], '{"found": null}', seconds
 
     def blocking_key_value_get(self, key: str, milliseconds: int) -> str:
         self.asked.append(key)
         if len(self.asked) > self._seconds:
-            return "done"
+            return self.told
         raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: GetKeyValue() timed out")
 
     def wait_at_barrier(self, key: str, milliseconds: int) -> None:
@@ -224,6 +226,20 @@ def test_the_second_process_waits_for_the_first_however_long_it_works(second_of_
     coordinator = second_of_two(seconds=100)
     assert peers.first_alone(lambda: len(coordinator.asked)) == 101
     assert len(set(coordinator.asked)) == 1
+
+
+def test_the_second_process_ends_by_the_mistake_of_the_first(second_of_two):
+    coordinator = second_of_two(seconds=0)
+    coordinator.told = '{"mistake": "another process is preparing ids"}'
+    for ask in (lambda: peers.of_first(list), lambda: peers.first_alone(list)):
+        with (
+            pytest.raises(UserError, match="^another process is preparing ids$"),
+            peers.ending_together(str),  # which leaves at once by any other
+        ):
+            ask()
+    held = peers.first_holds(contextlib.nullcontext(pytest.fail))
+    with pytest.raises(UserError, match="another process"), held:
+        pytest.fail("went on")
 
 
 def test_a_first_process_that_is_lost_is_not_waited_for(second_of_two, monkeypatch):
