@@ -202,6 +202,9 @@ def test_the_run_draws_and_reconstructs_with_both_decoders(painted):
 
 def test_the_report_shows_both_decoders(quickstart, painted, monkeypatch):
     monkeypatch.setattr(pixel_report, "SHOWN", 4)
+    with monkeypatch.context() as several:
+        several.setattr(jax, "process_count", lambda: 2)
+        assert pixel_report.add(painted) is None
     index = pixel_report.add(painted)
     assert index == quickstart / "report" / "index.html"
     page = index.read_text()
