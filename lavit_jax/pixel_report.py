@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -22,12 +23,17 @@ SECTION = "both-decoders"
 def add(workdir: Path) -> Path | None:
     """Paints held-out prompts and pictures by both decoders and adds them to the report.
 
+    Several processes add nothing, as they write no samples: none has all of the parameters.
+
     Args:
       workdir: of a run that trained a pixel decoder.
 
     Returns:
-      The path of the report; None where there is none, or the run has no pixel decoder.
+      The path of the report; None where nothing is added: there is no report, the run has no pixel
+      decoder, or there are several processes.
     """
+    if jax.process_count() > 1:
+        return None
     config = ConfigDict(read_json(workdir / "config.json"))
     report = Path(config.start_from) / "report" / "index.html"
     if not report.is_file() or "pixels" not in config.model:

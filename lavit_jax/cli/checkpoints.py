@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lavit_jax.cli.common import add_json, number, print_json
@@ -22,16 +21,18 @@ EXAMPLES = """\
 examples:
   lavit checkpoints workdir/full
   lavit checkpoints workdir/full --verify
-  lavit checkpoints workdir/full --prune --keep-newest 1 --keep-best loss --keep-every 5000
+  lavit checkpoints gs://BUCKET/run --prune --keep-newest 1 --keep-best loss --keep-every 5000
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("workdir", metavar="DIR", help="work directory of the run, on disk")
+    parser.add_argument(
+        "workdir", metavar="DIR", help="work directory of the run; a folder or gs://"
+    )
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="read every file and compare its checksum; status 1 if one differs",
+        help="read every file that has a checksum and compare; status 1 if one differs",
     )
     parser.add_argument(
         "--prune", action="store_true", help="take away the checkpoints that nothing keeps"
@@ -51,22 +52,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from lavit_jax.training import inventory, storage
 
-    if storage.is_bucket(args.workdir):
-        raise UserError(
-            f"{args.workdir}: files are renamed and compared here: mount the bucket (gcsfuse)"
-        )
     chosen = (args.keep_newest, args.keep_best, args.keep_every)
     asked = any(value is not None for value in chosen)
     if asked and not args.prune:
         raise UserError("--keep-newest, --keep-best and --keep-every go with --prune")
-    found = inventory.take(Path(args.workdir), verify=args.verify or args.prune)
     gone: tuple[Entry, ...] = ()
-    if args.prune:
-        policy = found.policy
-        if asked:
-            policy = type(policy)(args.keep_newest or 0, args.keep_every or 0, args.keep_best or "")
-        gone = inventory.superfluous(found, policy)
-        inventory.remove(gone)
+    with storage.reaching(args.workdir):
+        place = storage.folder(args.workdir)
+        found = inventory.take(place, verify=args.verify or args.prune)
+        if args.prune:
+            policy = found.policy
+            if asked:
+                kept = (args.keep_newest or 0, args.keep_every or 0, args.keep_best or "")
+                policy = type(policy)(*kept)
+            gone = inventory.superfluous(found, policy)
+            inventory.remove(gone)
     left = dataclasses.replace(found, entries=tuple(e for e in found.entries if e not in gone))
     if args.json:
         print_json(

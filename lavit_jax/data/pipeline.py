@@ -9,6 +9,7 @@ Legend: B rows of this process, H = W = image side, C channels, T text length.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,47 @@ from lavit_jax.errors import UserError
 PREFETCH = 4  # batches
 
 
+@dataclasses.dataclass(frozen=True)
+class Readers:
+    """Who reads. What is read does not depend on it, only which share of a batch comes out here.
+
+    Attributes:
+      index: of this training process.
+      count: of training processes.
+      threads: that prepare batches ahead; where rows are packed, that read a row's images. 0
+        prepares each batch when it is asked for.
+      workers: processes that do so instead; 0 is none.
+    """
+
+    index: int = 0
+    count: int = 1
+    threads: int = 1
+    workers: int = 0
+
+    @classmethod
+    def of(cls, config: ConfigDict) -> Readers:
+        """As a config asks for, in this process of JAX's."""
+        import jax
+
+        data = config.data
+        return cls(jax.process_index(), jax.process_count(), data.threads, data.workers)
+
+    @property
+    def ahead(self) -> int:
+        """Batches prepared ahead."""
+        return PREFETCH if self.threads or self.workers else 0
+
+    def rows(self, batch_size: int) -> int:
+        """Rows of a batch for each training process.
+
+        Raises:
+          UserError: they do not divide evenly.
+        """
+        if batch_size < 1 or batch_size % self.count:
+            raise UserError(f"batch_size={batch_size} does not divide over {self.count} processes")
+        return batch_size // self.count
+
+
 def variants(config: ConfigDict, data_dir: str | os.PathLike[str], split: str) -> Variants:
     """All variants of a split's pictures, in random access.
 
@@ -56,10 +98,7 @@ def image_batches(
     seed: int,
     *,
     split: str = "train",
-    process_index: int | None = None,
-    process_count: int | None = None,
-    threads: int | None = None,
-    workers: int | None = None,
+    readers: Readers | None = None,
 ) -> Batches:
     """Augmented pictures, for the tokenizer phases.
 
@@ -69,20 +108,14 @@ def image_batches(
       batch_size: rows over all processes.
       seed: of order and augmentation.
       split: which pictures.
-      process_index: this process; by default JAX's.
-      process_count: number of processes; by default JAX's.
-      threads: that prepare batches ahead, by default `config.data.threads`; 0 prepares each when
-        asked.
-      workers: processes that do so instead, by default `config.data.workers`; 0 is none.
+      readers: by default `Readers.of(config)`.
 
     Returns:
       Iterator of {"images": uint8 [B, H, W, 3], "index": int32 [B], place in the split}.
     """
     records = load_split(config, data_dir, split)
     view = views.ImageView(records, AugmentConfig.of(config.data.augment), config.model.image_size)
-    return view_batches(
-        config, view, batch_size, seed, process_index, process_count, threads, workers
-    )
+    return view_batches(view, batch_size, seed, readers or Readers.of(config))
 
 
 def pixel_batches(
@@ -93,10 +126,7 @@ def pixel_batches(
     pixel_size: int,
     *,
     split: str = "train",
-    process_index: int | None = None,
-    process_count: int | None = None,
-    threads: int | None = None,
-    workers: int | None = None,
+    readers: Readers | None = None,
 ) -> Batches:
     """Augmented pictures as the tokenizer reads them and as the pixel decoder paints them.
 
@@ -110,16 +140,11 @@ def pixel_batches(
     """
     size = config.model.image_size
     if pixel_size == size:
-        return image_batches(
-            config, data_dir, batch_size, seed, split=split, process_index=process_index,
-            process_count=process_count, threads=threads, workers=workers,
-        )  # fmt: skip
+        return image_batches(config, data_dir, batch_size, seed, split=split, readers=readers)
     records = load_split(config, data_dir, split)
     augment = AugmentConfig.of(config.data.augment)
     view = views.PixelView(records, augment, size, pixel_size)
-    return view_batches(
-        config, view, batch_size, seed, process_index, process_count, threads, workers
-    )
+    return view_batches(view, batch_size, seed, readers or Readers.of(config))
 
 
 def pair_batches(
@@ -131,10 +156,7 @@ def pair_batches(
     text_length: int,
     *,
     split: str = "train",
-    process_index: int | None = None,
-    process_count: int | None = None,
-    threads: int | None = None,
-    workers: int | None = None,
+    readers: Readers | None = None,
 ) -> Batches:
     """Augmented pictures with one of their captions, for contrastive pretraining.
 
@@ -153,9 +175,7 @@ def pair_batches(
     augment, size = AugmentConfig.of(config.data.augment), config.model.image_size
     share = config.data.canonical_share
     view = views.PairView(records, augment, size, text, text_length, share)
-    return view_batches(
-        config, view, batch_size, seed, process_index, process_count, threads, workers
-    )
+    return view_batches(view, batch_size, seed, readers or Readers.of(config))
 
 
 def unified_batches(
@@ -168,11 +188,7 @@ def unified_batches(
     *,
     split: str = "train",
     stamp: Stamp | None = None,
-    process_index: int | None = None,
-    process_count: int | None = None,
-    prefetch: int = PREFETCH,
-    threads: int | None = None,
-    workers: int | None = None,
+    readers: Readers | None = None,
 ) -> Batches:
     """Packed rows of examples, mixed by `config.data.mixture` or from `config.data.sources`.
 
@@ -185,11 +201,7 @@ def unified_batches(
       seed: of order, choice of captions, questions and variants.
       split: which pictures.
       stamp: that other sources' visual ids must have.
-      process_index: this process; by default JAX's.
-      process_count: number of processes; by default JAX's.
-      prefetch: batches prepared ahead by a thread; 0 prepares each when asked.
-      threads: that read a row's images; by default `config.data.threads`.
-      workers: processes that do so instead; by default `config.data.workers`; 0 is none.
+      readers: by default `Readers.of(config)`.
 
     Returns:
       Iterator of the arrays of `packing.lay_row`, stacked to B rows.
@@ -198,7 +210,7 @@ def unified_batches(
       UserError: a cache of other images, or an example longer than a row (when it comes up).
     """
     patches = (config.model.image_size // config.model.patch_size) ** 2
-    index, count = process_share(process_index, process_count)
+    readers = readers or Readers.of(config)
     limits = packing.Limits(config.data.row_length, config.data.images_per_row)
     shape = packing.RowShape(limits, patches, config.model.image_size)
 
@@ -217,17 +229,24 @@ def unified_batches(
         held = opened("", {"path": ""})
         maker = ExampleMaker(config, held.records, text, held.ids)
         examples, images = mixed(config, maker, len(held.records), seed), held.images
-    rows = packing.PackedRows(examples, limits, process_index=index, process_count=count)
-    threads, workers = _helpers(config, threads, workers)
+    rows = packing.PackedRows(
+        examples, limits, process_index=readers.index, process_count=readers.count
+    )
     laid: grain.IterDataset[dict[str, np.ndarray]]
-    if workers:
-        readers = Workers(views.Stacks(views.Shown(images)), workers)
-        laid = Ahead(rows, readers, _shown, functools.partial(_lay_found, shape))
+    if readers.workers:
+        workers = Workers(views.Stacks(views.Shown(images)), readers.workers)
+        laid = Ahead(rows, workers, _shown, functools.partial(_lay_found, shape))
     else:
-        laid = rows.map(_laid(shape, images, threads))
-    batches = laid.batch(local_rows(batch_size, count), drop_remainder=True)
-    ahead = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
-    return Batches(iter(ahead))
+        laid = rows.map(_laid(shape, images, readers.threads))
+    return _ahead(laid.batch(readers.rows(batch_size), drop_remainder=True), readers)
+
+
+def _ahead(batches: grain.IterDataset[dict[str, np.ndarray]], readers: Readers) -> Batches:
+    """Batches that one thread prepares before they are asked for."""
+    threaded = grain.experimental.ThreadPrefetchIterDataset(
+        batches, prefetch_buffer_size=readers.ahead
+    )
+    return Batches(iter(threaded))
 
 
 def _laid(
@@ -296,69 +315,26 @@ def load_ids(config: ConfigDict, folder: str, stamp: Stamp | None, examples: int
     return stored_ids.IdsOf(split, stored.patches)
 
 
-def view_batches(
-    config: ConfigDict,
-    view: views.ImageView,
-    batch_size: int,
-    seed: int,
-    process_index: int | None = None,
-    process_count: int | None = None,
-    threads: int | None = None,
-    workers: int | None = None,
-) -> Batches:
+def view_batches(view: views.ImageView, batch_size: int, seed: int, readers: Readers) -> Batches:
     """Views of records, each record once an epoch.
 
     Args:
       view: makes the arrays of one row.
       others: see `image_batches`.
     """
-    index, count = process_share(process_index, process_count)
-    threads, workers = _helpers(config, threads, workers)
-    rows = local_rows(batch_size, count)
+    rows = readers.rows(batch_size)
     # After the random map, so that a view does not depend on the number of processes.
-    share = slice(index, None, count)
+    share = slice(readers.index, None, readers.count)
     chosen = grain.MapDataset.range(len(view.records)).seed(seed % 2**32).shuffle().repeat()
-    if workers:
+    if readers.workers:
         # Everything but the views is so quickly made that one thread does it.
         wanted = chosen.random_map(views.Drawn.of).slice(share)
         wanted = wanted.batch(rows, drop_remainder=True, batch_fn=list)
-        readers = Workers(views.Stacks(views.SeenAs(view)), workers)
+        workers = Workers(views.Stacks(views.SeenAs(view)), readers.workers)
         plain = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         made: grain.IterDataset[dict[str, np.ndarray]]
-        made = Ahead(wanted.to_iter_dataset(plain), readers, list, lambda _, found: found)
-        ahead = grain.experimental.ThreadPrefetchIterDataset(made, prefetch_buffer_size=PREFETCH)
-        return Batches(iter(ahead))
+        made = Ahead(wanted.to_iter_dataset(plain), workers, list, lambda _, found: found)
+        return _ahead(made, readers)
     seen = chosen.random_map(view).slice(share).batch(rows, drop_remainder=True)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=PREFETCH * (threads > 0))
+    options = grain.ReadOptions(num_threads=readers.threads, prefetch_buffer_size=readers.ahead)
     return Batches(iter(seen.to_iter_dataset(options)))
-
-
-def _helpers(config: ConfigDict, threads: int | None, workers: int | None) -> tuple[int, int]:
-    """The numbers of threads and worker processes: the config's, where they are not given."""
-    return (
-        config.data.threads if threads is None else threads,
-        config.data.workers if workers is None else workers,
-    )
-
-
-def process_share(index: int | None, count: int | None) -> tuple[int, int]:
-    """Which of how many processes this is; JAX is asked only for what is not given."""
-    if index is not None and count is not None:
-        return index, count
-    import jax
-
-    return (
-        jax.process_index() if index is None else index,
-        jax.process_count() if count is None else count,
-    )
-
-
-def local_rows(batch_size: int, process_count: int) -> int:
-    """Rows of a batch for each process.
-
-    Raises:
-      UserError: they do not divide evenly.
-    """
-    if batch_size < 1 or batch_size % process_count:
-        raise UserError(f"batch_size={batch_size} does not divide over {process_count} processes")
-    return batch_size // process_count

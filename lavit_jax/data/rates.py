@@ -131,9 +131,7 @@ def _gathered(config: ConfigDict, images: list[np.ndarray], seconds: float) -> f
     records = [{"image": image} for image in images] * (LISTED // len(images))
     view = views.ImageView(records, augment, size)
     with contextlib.closing(
-        pipeline.view_batches(
-            config, view, len(images), 0, process_index=0, process_count=1, workers=1
-        )
+        pipeline.view_batches(view, len(images), 0, pipeline.Readers(workers=1))
     ) as batches:
         next(batches)
         until, begun, count = time.monotonic() + seconds, time.process_time(), 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ import numpy as np
 from jax._src import distributed  # nothing public has the coordinator's client
 from jax.experimental import multihost_utils
 
+from lavit_jax.errors import UserError
+
 T = TypeVar("T")
 
 LEAVE_SECONDS = 10  # that a stopped process waits for the others to stop
@@ -21,21 +24,62 @@ _calls = itertools.count()  # the same on every process
 LOST = 75  # the exit status of a process whose others are gone: EX_TEMPFAIL, try again
 
 
-def first_alone(work: Callable[[], T]) -> T:
-    """Does on every process what must not be done by two at once: the first, then the others.
+class SharedMistake(UserError):
+    """A mistake that every process raises: all of them end by it, and none is lost."""
+
+
+def of_first(work: Callable[[], T]) -> T:
+    """What the first process finds, on all of them; only that one does the work.
+
+    Args:
+      work: gives what JSON can hold.
 
     Raises:
+      SharedMistake: it raised a `UserError`, on one of several.
       jax.errors.JaxRuntimeError: the first process is lost.
     """
     if jax.process_count() == 1:
         return work()
-    key = f"lavit/first_alone/{next(_calls)}"
+    key = f"lavit/of_first/{next(_calls)}"
     if jax.process_index() == 0:
-        found = work()
-        _set(key)
+        try:
+            found = work()
+        except UserError as error:
+            _set(key, json.dumps({"mistake": str(error)}))
+            raise SharedMistake(str(error)) from error
+        _set(key, json.dumps({"found": found}))
         return found
-    _wait_for(key)
-    return work()
+    told = json.loads(_wait_for(key))
+    if "mistake" in told:
+        raise SharedMistake(told["mistake"])
+    return told["found"]
+
+
+def first_alone(work: Callable[[], T]) -> T:
+    """Does on every process what must not be done by two at once: the first, then the others.
+
+    Raises:
+      SharedMistake, jax.errors.JaxRuntimeError: see `of_first`.
+    """
+    done: list[T] = []
+    of_first(lambda: done.append(work()))
+    return done[0] if done else work()
+
+
+@contextlib.contextmanager
+def first_holds(claim: contextlib.AbstractContextManager[Any]) -> Iterator[None]:
+    """Around work of all processes: the first one holds a claim for them.
+
+    Raises:
+      SharedMistake, jax.errors.JaxRuntimeError: see `of_first`.
+    """
+    with contextlib.ExitStack() as held:
+
+        def hold() -> None:
+            held.enter_context(claim)
+
+        of_first(hold)
+        yield
 
 
 def meet() -> None:
@@ -47,7 +91,7 @@ def meet() -> None:
     if jax.process_count() == 1:
         return
     key = f"lavit/meet/{next(_calls)}"
-    _set(f"{key}/{jax.process_index()}")
+    _set(f"{key}/{jax.process_index()}", "here")
     for index in range(jax.process_count()):
         _wait_for(f"{key}/{index}")
 
@@ -57,24 +101,22 @@ def _client() -> Any:
     return distributed.global_state.client
 
 
-def _set(key: str) -> None:
-    _client().key_value_set(key, "done")
+def _set(key: str, value: str) -> None:
+    _client().key_value_set(key, value)
 
 
-def _wait_for(key: str) -> None:
-    """Waits until a process has set a key.
+def _wait_for(key: str) -> str:
+    """Waits until a process has set a key, and gives its value.
 
     Not by the devices: those give up after a while, half a minute on CPUs, and no signal is heard
     meanwhile.
     """
     while True:
         try:
-            _client().blocking_key_value_get(key, 1000)
+            return str(_client().blocking_key_value_get(key, 1000))
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
-        else:
-            return
 
 
 def all_of(mine: bool) -> bool:
@@ -89,7 +131,7 @@ def ending_together(mistake: Callable[[Exception], str]) -> Iterator[None]:
     """Ends this process at once when an error ends its work, or the others are lost.
 
     Otherwise it would wait for the others at its exit, and they for it in the middle of a step.
-    One process alone is left to itself.
+    One process alone is left to itself, and so is a mistake that the others end by as well.
 
     Args:
       mistake: what to say of an error that is the user's.
@@ -102,7 +144,7 @@ def ending_together(mistake: Callable[[Exception], str]) -> Iterator[None]:
             _leave(f"lavit: {_me()} was stopped and leaves the others, who are at work", status)
         raise
     except Exception as error:
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or isinstance(error, SharedMistake):
             raise
         me = _me()
         if isinstance(error, jax.errors.JaxRuntimeError):

@@ -30,6 +30,7 @@ PhaseOf = Callable[[int], str]
 COMMIT_POLL_SECONDS = 0.05
 SLICED_BYTES = 64 << 20  # arrays above are worth slicing among the devices that hold them
 UNFINISHED = "*.orbax-checkpoint-tmp*"
+MARK = "commit_success.txt"  # orbax writes it last in a bucket, and reads nothing without it
 
 
 class Saved(NamedTuple):
@@ -220,7 +221,7 @@ class _Preservation:
         return [step in stay for step in steps]
 
 
-def read_means(folder: Path) -> dict[str, float]:
+def read_means(folder: Any) -> dict[str, float]:
     """The metrics a checkpoint was saved with; none where they cannot be read."""
     try:
         return dict(json.loads((folder / "position" / "metadata").read_text())["metrics"])
@@ -271,13 +272,22 @@ def read_step(directory: Path, step: int, abstract: Abstract) -> Saved:
         manager.close()
 
 
-def saved_steps(directory: Path) -> list[int]:
+def finished(folder: Any) -> bool:
+    """Whether a folder is a checkpoint, readable or not, and not one half written or removed.
+
+    A disk takes whole folders in and out by renaming them. A bucket cannot: there the mark is
+    written last, and removed first.
+    """
+    return folder.name.isdigit() and (isinstance(folder, Path) or (folder / MARK).exists())
+
+
+def saved_steps(directory: Any) -> list[int]:
     """Steps of checkpoints, readable or not, oldest first; one still being written is none."""
-    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    return sorted(int(name) for name in names if name.isdigit())
+    folders = directory.iterdir() if directory.is_dir() else ()
+    return sorted(int(folder.name) for folder in folders if finished(folder))
 
 
-def any_saved(directory: Path) -> bool:
+def any_saved(directory: Any) -> bool:
     """Whether there is a checkpoint, readable or not; one that is still being written is none."""
     return bool(saved_steps(directory))
 
@@ -364,7 +374,7 @@ def _cause(error: BaseException) -> str:
     return disk.reason(error) or next(words, _reason(error))
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Any) -> Any:
     """A JSON file's content.
 
     Raises:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from lavit_jax import disk
+from lavit_jax.training import storage
 
 PREFIX = "checksums"
 
@@ -25,12 +27,12 @@ def write(folder: Path, part: int = 0, parts: int = 1) -> None:
     disk.write_text(stored, json.dumps({"parts": parts, "sha256": sums}, indent=1) + "\n")
 
 
-def recorded(folder: Path) -> bool:
+def recorded(folder: Any) -> bool:
     """Whether there are checksums of all of a folder's files; reads none of these."""
     return set(_files(folder)) <= set(_stored(folder))
 
 
-def check(folder: Path, part: int = 0, parts: int = 1) -> str:
+def check(folder: Any, part: int = 0, parts: int = 1) -> str:
     """Compares a part of a folder's files with their checksums.
 
     Returns:
@@ -46,18 +48,20 @@ def check(folder: Path, part: int = 0, parts: int = 1) -> str:
     return UNKNOWN if unknown else SOUND
 
 
-def _files(folder: Path) -> list[str]:
+def _files(folder: Any) -> list[str]:
     return sorted(
         path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file() and not (path.parent == folder and path.name.startswith(PREFIX))
+        for path in storage.files(folder)
+        if not (path.parent == folder and path.name.startswith(PREFIX))
     )
 
 
-def _stored(folder: Path) -> dict[str, str]:
+def _stored(folder: Any) -> dict[str, str]:
     """Checksums by file; none where a part cannot be read."""
     found: dict[str, str] = {}
-    for path in folder.glob(f"{PREFIX}-*.json"):
+    for path in folder.iterdir():
+        if not path.name.startswith(PREFIX):
+            continue
         try:
             found |= json.loads(path.read_text())["sha256"]
         except (OSError, ValueError, KeyError, TypeError):
@@ -65,7 +69,7 @@ def _stored(folder: Path) -> dict[str, str]:
     return found
 
 
-def _sum_of(path: Path) -> str:
+def _sum_of(path: Any) -> str:
     try:
         return disk.sha256(path)
     except OSError:

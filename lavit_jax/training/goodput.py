@@ -66,20 +66,6 @@ class Goodput:
             self._seconds[what] -= spent
             self._seconds[around] += spent
 
-    def first_call(self, function: Callable[P, T], what: str) -> Callable[P, T]:
-        """The function, with its first call charged to `what`: jax compiles in it."""
-        called = False
-
-        def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            nonlocal called
-            if called:
-                return function(*args, **kwargs)
-            called = True
-            with self.spending(what):
-                return function(*args, **kwargs)
-
-        return call
-
     def restarts(self) -> None:
         """What was set up so far, and what follows outside of steps, is lost to a restart."""
         self.charge("restart")
@@ -90,6 +76,23 @@ class Goodput:
         """Seconds so far by what they went to."""
         self.charge(self._now)
         return dict(self._seconds)
+
+
+def first_call(
+    function: Callable[P, T], around: Callable[[], contextlib.AbstractContextManager[None]]
+) -> Callable[P, T]:
+    """The function, with something around its first call: jax compiles in it."""
+    called = False
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        nonlocal called
+        if called:
+            return function(*args, **kwargs)
+        called = True
+        with around():
+            return function(*args, **kwargs)
+
+    return call
 
 
 def share(seconds: Mapping[str, float]) -> float:

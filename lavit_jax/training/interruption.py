@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 T = TypeVar("T")
 
 HANDLED = (signal.SIGTERM, signal.SIGINT)
+GRACE_SECONDS = 5.0  # of the 30 that spot machines have
 
 
 @contextlib.contextmanager
@@ -92,6 +93,47 @@ class Interruption:
             finally:
                 self._leaves_off = False
         return None
+
+    @contextlib.contextmanager
+    def nothing_to_lose(self, last: Callable[[], None]) -> Iterator[None]:
+        """Within, SIGTERM ends what takes over `GRACE_SECONDS` more, as a kill would but for the 0.
+
+        No handler of Python's runs while a program compiles, and that may take longer than there
+        is time. One of several processes goes on as ever: the others would find it lost.
+
+        Args:
+          last: is done before, on a thread of its own; where it raises, nothing is ended.
+        """
+        if not (self._alone and self._before):
+            yield
+            return
+        numbers, woken = os.pipe()
+        os.set_blocking(woken, False)
+        over, one = threading.Event(), threading.Lock()
+
+        def watch() -> None:
+            while received := os.read(numbers, 1):
+                if received[0] != signal.SIGTERM or over.wait(GRACE_SECONDS):
+                    continue
+                with one, contextlib.suppress(Exception):
+                    if not over.is_set():
+                        last()
+                        os.write(2, b"\nSIGTERM: stopped; all is saved\n")
+                        os._exit(0)
+
+        watching = threading.Thread(target=watch, name="sigterm", daemon=True)
+        watching.start()
+        before = signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+        try:
+            self.stop_if_requested()  # by a signal from before
+            yield
+        finally:
+            with one:
+                over.set()
+            signal.set_wakeup_fd(before)
+            os.close(woken)
+            watching.join()
+            os.close(numbers)
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():

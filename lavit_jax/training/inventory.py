@@ -1,6 +1,7 @@
 """What checkpoints a run has, in what state they are, and taking away those nobody asks for.
 
-Reads files alone: no device, no restore, safe beside a run that trains.
+Reads files alone: no device, no restore, safe beside a run that trains. In a bucket it downloads
+small JSON, and where there are checksums to verify what they are of.
 """
 
 from __future__ import annotations
@@ -10,18 +11,21 @@ import datetime
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from lavit_jax.errors import UserError
-from lavit_jax.training import checksums
-from lavit_jax.training.checkpoints import read_json, read_means
+from lavit_jax.training import checksums, storage
+from lavit_jax.training.checkpoints import MARK, finished, read_json, read_means
 from lavit_jax.training.retention import Facts, Policy, kept
 from lavit_jax.training.schedule import Phase, make_schedule, phase_at
 
 # States of checksums that are there and have not been compared with the files, or are missing.
 RECORDED, MISSING = "recorded", "missing"
+STORE = "store"  # in a bucket, which keeps its own
 PARTS = ("state", "position")
+PRUNED = ".pruned"  # what is being removed from a disk ends so
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +37,14 @@ class Entry:
       step: its number.
       phase: of the schedule; "" where no config says.
       bytes: its size.
-      time: when it was written, ISO 8601.
+      time: when it was written, ISO 8601; "" where a store does not say.
       complete: whether a run could go on from it; not what was being saved when a run was killed,
         nor what was set aside as damaged.
-      checksums: of `checksums`, or RECORDED or MISSING.
+      checksums: of `checksums`, or RECORDED, MISSING or STORE.
       metrics: means over the steps before it.
     """
 
-    path: Path
+    path: Any
     step: int
     phase: str
     bytes: int
@@ -62,11 +66,11 @@ class Inventory:
         return tuple(each for each in self.entries if each.checksums == checksums.DAMAGED)
 
 
-def take(folder: Path, *, verify: bool = False) -> Inventory:
+def take(folder: Any, *, verify: bool = False) -> Inventory:
     """Looks through a work directory, or its `checkpoints` folder.
 
     Args:
-      folder: either.
+      folder: either, here or in a bucket.
       verify: read every file of complete checkpoints and compare checksums.
 
     Raises:
@@ -77,13 +81,15 @@ def take(folder: Path, *, verify: bool = False) -> Inventory:
     if not found:
         raise UserError(f"{folder}: no checkpoints; expected a work directory of `lavit train`")
     stored = place.parent / "config.json"
-    config = ConfigDict(read_json(stored)) if stored.is_file() else None
+    config = ConfigDict(read_json(stored)) if stored.exists() else None
     phases = () if config is None else make_schedule(config)
     return Inventory(tuple(_entry(path, phases, verify) for path in found), _policy(config, phases))
 
 
 def superfluous(inventory: Inventory, policy: Policy) -> tuple[Entry, ...]:
-    """Complete checkpoints that a policy does not keep; damaged ones count for nothing and stay.
+    """Complete checkpoints that a policy does not keep, and what was half removed.
+
+    Damaged ones count for nothing and stay.
 
     Raises:
       UserError: nothing would be left.
@@ -94,49 +100,81 @@ def superfluous(inventory: Inventory, policy: Policy) -> tuple[Entry, ...]:
     stay = kept([Facts(each.step, each.phase, each.metrics) for each in complete], policy)
     if complete and not stay:
         raise UserError("that would take away every checkpoint: keep at least one")
-    return tuple(each for each in complete if each.step not in stay)
+    newest = max((each.step for each in complete), default=0)
+    return tuple(
+        each
+        for each in inventory.entries
+        if (each in complete and each.step not in stay) or _half_removed(each, newest)
+    )
 
 
 def remove(entries: Sequence[Entry]) -> None:
     """Takes checkpoints away; one half removed is never taken for complete."""
-    for each in entries:
-        aside = each.path.with_name(f"{each.path.name}.pruned")
-        each.path.rename(aside)
+    for each in reversed(entries):  # what was half removed before what has its number now
+        if not isinstance(each.path, Path):
+            (each.path / MARK).unlink(missing_ok=True)
+            each.path.rmtree()
+            continue
+        aside = each.path.with_suffix(PRUNED)
+        if each.path != aside:
+            each.path.rename(aside)
         shutil.rmtree(aside)
 
 
-def _listed(place: Path) -> list[Path]:
+def _half_removed(entry: Entry, newest: int) -> bool:
+    """Whether a removal was killed here; a save under way is of a step past the newest."""
+    if isinstance(entry.path, Path):
+        return entry.path.suffix == PRUNED
+    return entry.path.name.isdigit() and not finished(entry.path) and entry.step < newest
+
+
+def _listed(place: Any) -> list[Any]:
     return [path for path in place.iterdir() if path.is_dir()] if place.is_dir() else []
 
 
-def _step(path: Path) -> int | None:
+def _step(path: Any) -> int | None:
     number = path.name.partition(".")[0]
     return int(number) if number.isdigit() else None
 
 
-def _order(path: Path) -> tuple[int, str]:
+def _order(path: Any) -> tuple[int, str]:
     return _step(path) or 0, path.name
 
 
-def _entry(path: Path, phases: Sequence[Phase], verify: bool) -> Entry:
+def _entry(path: Any, phases: Sequence[Phase], verify: bool) -> Entry:
     step = _step(path) or 0
-    files = [each.stat() for each in path.rglob("*") if each.is_file()]
-    written = max((each.st_mtime for each in files), default=path.stat().st_mtime)
-    complete = path.name.isdigit() and all((path / part).is_dir() for part in PARTS)
+    files = [_facts(each) for each in storage.files(path)]
+    complete = finished(path) and all((path / part).is_dir() for part in PARTS)
     known = bool(phases) and step <= phases[-1].end
     return Entry(
         path=path,
         step=step,
         phase=phase_at(tuple(phases), step).name if known else "",
-        bytes=sum(each.st_size for each in files),
-        time=datetime.datetime.fromtimestamp(written, datetime.UTC).isoformat(timespec="seconds"),
+        bytes=sum(size for size, _ in files),
+        time=_iso(max((written for _, written in files), default=0)),
         complete=complete,
         checksums=_checksums(path, verify) if path.name.isdigit() else MISSING,
         metrics=read_means(path),
     )
 
 
-def _checksums(path: Path, verify: bool) -> str:
+def _facts(file: Any) -> tuple[int, float]:
+    """A file's size, and when it was written; 0 where a store does not say."""
+    found = file.stat()
+    if isinstance(file, Path):
+        return found.st_size, found.st_mtime
+    return found.length, found.mtime
+
+
+def _iso(written: float) -> str:
+    if not written:
+        return ""
+    return datetime.datetime.fromtimestamp(written, datetime.UTC).isoformat(timespec="seconds")
+
+
+def _checksums(path: Any, verify: bool) -> str:
+    if not isinstance(path, Path) and not checksums.recorded(path):
+        return STORE
     if verify:
         found = checksums.check(path)
         return MISSING if found == checksums.UNKNOWN else found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -68,8 +68,9 @@ def fit(run: Run) -> TrainState:
                     resumed = found if phase.start < done else None
                     begin = functools.partial(_begin, run, phase, current, resumed, interruption)
                     # Until its first step there is nothing to save that is not saved.
-                    begun = interruption.unless_requested(begin)
-                    interruption.stop_if_requested()
+                    with session.nothing_to_lose():
+                        begun = interruption.unless_requested(begin)
+                        interruption.stop_if_requested()
                     assert begun is not None
                     current = session.run_phase(phase, *begun)
                 checkpoints.wait()
@@ -141,7 +142,7 @@ class _Session:
     def run_phase(self, phase: Phase, current: TrainState, data: Batches) -> TrainState:
         """All steps of a phase that are left, each checkpoint after its metrics."""
         run, spending = self._run, self._goodput.spending
-        step_fn = self._goodput.first_call(phase_start.compiled_step(run, phase), "compile")
+        step_fn = goodput.first_call(phase_start.compiled_step(run, phase), self._compiling)
         recorder = Recorder(run, phase, self._writer)
         metrics: dict[str, Any] = {}
         while self._step < phase.end:
@@ -174,6 +175,21 @@ class _Session:
                     self._interruption.stop()
         data.close()
         return current
+
+    def nothing_to_lose(self) -> contextlib.AbstractContextManager[None]:
+        """Around what comes after a save and before the next step, and may take long."""
+        return self._interruption.nothing_to_lose(self._stopped)
+
+    @contextlib.contextmanager
+    def _compiling(self) -> Iterator[None]:
+        with self._goodput.spending("compile"), self.nothing_to_lose():
+            yield
+
+    def _stopped(self) -> None:
+        """Leaves everything as the end of a stopped launch does."""
+        self._checkpoints.wait()
+        self.__exit__(SystemExit)
+        self._run.storage.publish()
 
     def _save(self, recorder: Recorder, current: TrainState, data: Batches) -> None:
         recorder.flush()

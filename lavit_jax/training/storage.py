@@ -9,6 +9,7 @@ in buckets are copied there (`data/copies.py`).
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -62,7 +63,7 @@ def in_bucket(url: str, *, reading: bool = False) -> Storage:
       reading: nothing will be written: a run that may be going on here is left alone.
 
     Raises:
-      UserError: it cannot be read.
+      UserError: it cannot be reached.
     """
     # Readers of one machine must not take files from under each other.
     of = f"read-{os.getpid()}" if reading else jax.process_index()
@@ -71,15 +72,8 @@ def in_bucket(url: str, *, reading: bool = False) -> Storage:
     if reading:
         atexit.register(shutil.rmtree, local, ignore_errors=True)
     remote = _remote(url)
-    try:
+    with reaching(url):
         _download(remote, local)
-    except ImportError as error:
-        raise UserError(
-            f"--workdir {url} needs an object store's client ({error}): "
-            "pip install 'lavit_jax[gcs]'"
-        ) from error
-    except OSError as error:
-        raise UserError(f"cannot read the work directory {url}: {error}") from error
     sent = {path: _stamp(local / path) for path in _files(local)}
     # Checkpoints are made of parts by every process, the rest by the first.
     writes = jax.process_index() == 0 and not reading
@@ -100,6 +94,36 @@ def to_read(workdir: str | os.PathLike[str]) -> Storage:
 def folder(place: str | os.PathLike[str]) -> Any:
     """A directory, here or in a bucket, as a path."""
     return _remote(str(place)) if is_bucket(place) else Path(place)
+
+
+@contextlib.contextmanager
+def reaching(place: str | os.PathLike[str]) -> Iterator[None]:
+    """Around work on a directory: what a store's client raises, and each its own, in one line.
+
+    Raises:
+      UserError: the directory is in a bucket and something was raised.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_bucket(place):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        cure = ": pip install 'lavit_jax[gcs]'" if isinstance(error, ImportError) else ""
+        raise UserError(f"cannot reach {place}: {reason}{cure}") from error
+
+
+def files(folder: Any) -> Iterator[Any]:
+    """All files below a directory, here or in a bucket, in no order."""
+    for path in folder.iterdir():
+        if path == folder:  # some stores list what stands for a folder in it
+            continue
+        if path.is_dir():
+            yield from files(path)
+        else:
+            yield path
 
 
 def _remote(url: str) -> epath.Path:

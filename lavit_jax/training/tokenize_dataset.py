@@ -8,8 +8,8 @@ Legend: B images of a stack, N patches, L kept ones at most, H = W side, C chann
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -127,7 +127,7 @@ def tokenize_dataset(
 
     Raises:
       UserError: no such data set or checkpoint, or a destination with ids of another tokenizer or
-        data set.
+        data set, or that another job works on.
     """
     model = _open(checkpoint, max_kept, attention)
     config = model.modules.config
@@ -141,60 +141,62 @@ def tokenize_dataset(
         "patches": config.patches,
         "examples": len(images),
     }
-    done = store.read_json(prepared.INDEX)
-    if done is not None:
-        _check_same(done, plan, stamp, destination)
-        if jax.process_index() == 0:
-            store.remove_work()  # which a process that was killed at the very end has left
-        return done
-    alone = jax.process_count() == 1
-    with store.claimed(say) if alone else contextlib.nullcontext():
-        done = store.read_json(prepared.INDEX) if alone else None  # by another, meanwhile
-        if done is not None:
-            _check_same(done, plan, stamp, destination)
-            return done
-        begun = store.read_json(PLAN)
-        if begun is not None:
-            _check_same(begun, plan, stamp, destination)
-        if jax.process_index() == 0:
-            store.write_json(PLAN, plan)
-        tokenizer = _Tokenizer(model)
-        own = shards[jax.process_index() :: jax.process_count()]
-        for number, shard in enumerate(own, start=1):
-            if not store.exists(shard.receipt):
-                _write(store, shard, images, tokenizer)
-            say(f"{number} of {len(own)} shards")
-        peers.meet()
-        written = [_receipt(store, shard, destination) for shard in shards]
-        size = sum(shard["bytes"] for shard in written)
-        index = {**plan, "images": len(images), "bytes": size, "shards": written}
-        if jax.process_index() == 0:
-            store.write_json(prepared.INDEX, index)
-        peers.meet()  # every receipt is read
-        if jax.process_index() == 0:
-            store.remove_work()
-    return index
+    done = functools.partial(_is_done, store, plan, stamp)
+    if not peers.of_first(done):
+        with peers.first_holds(store.claimed(say)):
+            if not peers.of_first(done):  # by another job, meanwhile
+                peers.of_first(lambda: _keep_plan(store, plan, stamp))
+                tokenizer = _Tokenizer(model)
+                own = shards[jax.process_index() :: jax.process_count()]
+                for number, shard in enumerate(own, start=1):
+                    if not store.exists(shard.receipt):
+                        _write(store, shard, images, tokenizer)
+                    say(f"{number} of {len(own)} shards")
+                peers.meet()
+                peers.of_first(lambda: _finish(store, plan, shards))
+    return dict(store.read_json(prepared.INDEX))
 
 
-def _receipt(store: Store, shard: _Shard, destination: str) -> dict[str, Any]:
-    found = store.read_json(shard.receipt)
-    if found is None:
-        raise UserError(
-            f"{destination}: {shard.name} is not there, though a process has written it: several "
-            "processes need a folder that all of them see"
-        )
-    return dict(found)
+def _is_done(store: Store, plan: dict[str, Any], stamp: Stamp) -> bool:
+    """Whether the index is there."""
+    index = store.read_json(prepared.INDEX)
+    if index is None:
+        return False
+    _check_same(index, plan, stamp, store.url)
+    store.remove_work()  # which a process that was killed at the very end has left
+    return True
 
 
-def _check_same(
-    stored: dict[str, Any], plan: dict[str, Any], stamp: Stamp, destination: str
-) -> None:
+def _keep_plan(store: Store, plan: dict[str, Any], stamp: Stamp) -> None:
+    """Stores what is done here, which must be what was begun."""
+    begun = store.read_json(PLAN)
+    if begun is not None:
+        _check_same(begun, plan, stamp, store.url)
+    store.write_json(PLAN, plan)
+
+
+def _finish(store: Store, plan: dict[str, Any], shards: Sequence[_Shard]) -> None:
+    """Writes the index from the receipts of all processes."""
+    written = [store.read_json(shard.receipt) for shard in shards]
+    for shard, receipt in zip(shards, written):
+        if receipt is None:
+            raise UserError(
+                f"{store.url}: {shard.name} is not there, though a process has written it: "
+                "several processes need a folder that all of them see"
+            )
+    size = sum(receipt["bytes"] for receipt in written)
+    index = {**plan, "images": plan["examples"], "bytes": size, "shards": written}
+    store.write_json(prepared.INDEX, index)
+    store.remove_work()
+
+
+def _check_same(stored: dict[str, Any], plan: dict[str, Any], stamp: Stamp, url: str) -> None:
     """Refuses a folder of another tokenizer or data set."""
-    stamp.check(stored.get("stamp"), destination)
+    stamp.check(stored.get("stamp"), url)
     for field in ("job", "examples"):
         if stored.get(field) != plan[field]:
             raise UserError(
-                f"{destination} has the visual ids of another data set: {stored.get(field)} there, "
+                f"{url} has the visual ids of another data set: {stored.get(field)} there, "
                 f"{plan[field]} here"
             )
 

@@ -4,8 +4,12 @@ import json
 
 import pytest
 
+import buckets
 from lavit_jax.cli.main import main
 from lavit_jax.training import checksums
+from lavit_jax.training.checkpoints import MARK
+
+URL = "gs://bucket/run"
 
 
 @pytest.fixture
@@ -16,6 +20,19 @@ def workdir(tmp_path):
         (tmp_path / "checkpoints" / str(step) / "state" / "data").write_bytes(bytes(2_000_000))
         checksums.write(tmp_path / "checkpoints" / str(step))
     return tmp_path
+
+
+@pytest.fixture
+def bucket(workdir, monkeypatch):
+    """The same in a bucket, as training leaves it there: with marks, without checksums."""
+    for folder in (workdir / "checkpoints").iterdir():
+        (folder / "position" / "metadata").write_text("{}")
+        (folder / MARK).touch()
+        (folder / "checksums-0-of-1.json").unlink()
+    (workdir / "metrics.jsonl").write_bytes(bytes(2_000_000))
+    found = buckets.in_memory(monkeypatch)
+    found.upload(workdir, URL)
+    return found
 
 
 def steps(workdir):
@@ -97,6 +114,40 @@ def test_a_file_that_cannot_be_replayed_is_one_line_and_status_2(tmp_path, capsy
     assert str(path) in line
 
 
-def test_a_bucket_has_to_be_mounted(capsys):
-    assert main(["checkpoints", "gs://bucket/run"]) == 2
-    assert "gs://bucket/run: files are renamed" in capsys.readouterr().err
+@pytest.mark.parametrize("argv", [[], ["--verify"]])
+def test_a_bucket_is_listed_from_small_files_alone(bucket, capsys, argv):
+    assert main(["checkpoints", URL, *argv]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split() for line in lines] == [
+        [step, "2.0", "MB", "yes", "store"] for step in ("10", "20", "30")
+    ]
+    assert {path.rpartition("/")[2] for path in bucket.read} == {"metadata"}
+
+
+def test_pruning_a_bucket_removes_objects(bucket, capsys):
+    assert main(["checkpoints", URL, "--prune", "--keep-every", "20"]) == 0
+    assert {path.split("/")[5] for path in bucket.find(f"{URL}/checkpoints")} == {"20"}
+    assert f"took away {URL}/checkpoints/10\n" in capsys.readouterr().err
+
+
+def test_checksums_that_were_copied_to_a_bucket_are_compared(workdir, monkeypatch, capsys):
+    found = buckets.in_memory(monkeypatch)
+    for folder in (workdir / "checkpoints").iterdir():
+        (folder / MARK).touch()
+        checksums.write(folder)
+    found.upload(workdir, URL)
+    assert main(["checkpoints", URL, "--verify"]) == 0
+    found.pipe_file(f"{URL}/checkpoints/20/state/data", bytes(1_999_999))
+    assert main(["checkpoints", URL, "--verify"]) == 1
+    assert capsys.readouterr().out.splitlines()[-2].endswith("damaged")
+
+
+def test_a_bucket_that_cannot_be_reached_is_one_line_and_status_2(bucket, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise RuntimeError("Anonymous caller does not have storage.objects.list\nmore")
+
+    monkeypatch.setattr(bucket, "info", refuse)
+    monkeypatch.setattr(bucket, "isdir", refuse)
+    assert main(["checkpoints", URL]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"cannot reach {URL}: Anonymous caller does not have storage.objects.list")

@@ -8,10 +8,9 @@ import pytest
 
 from lavit_jax.data import images as image_data
 from lavit_jax.data import packing, pipeline, views
+from lavit_jax.data.pipeline import Readers
 from lavit_jax.data.visual_ids import VisualIdCache
 from lavit_jax.errors import UserError
-
-ALONE = {"process_index": 0, "process_count": 1}
 
 
 @pytest.fixture
@@ -20,16 +19,16 @@ def open_batches(config, data_dir, tokenizer, cache):
     opened = []
 
     def open_kind(kind, batch_size=8, seed=0, **options):
-        options = {**ALONE, **options}
+        readers = Readers(**options)
         if kind == "images":
-            made = pipeline.image_batches(config, data_dir, batch_size, seed, **options)
+            made = pipeline.image_batches(config, data_dir, batch_size, seed, readers=readers)
         elif kind == "pairs":
             made = pipeline.pair_batches(
-                config, data_dir, tokenizer, batch_size, seed, 16, **options
+                config, data_dir, tokenizer, batch_size, seed, 16, readers=readers
             )
         else:
             made = pipeline.unified_batches(
-                config, data_dir, tokenizer, cache, batch_size, seed, **options
+                config, data_dir, tokenizer, cache, batch_size, seed, readers=readers
             )
         opened.append(made)
         return made
@@ -40,7 +39,6 @@ def open_batches(config, data_dir, tokenizer, cache):
 
 
 KINDS = ("images", "pairs", "unified")
-AHEAD = {"images": "threads", "pairs": "threads", "unified": "prefetch"}
 
 
 def assert_same(one, other):
@@ -122,7 +120,7 @@ def test_unified_rows_are_mostly_useful(open_batches, config):
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_depend_on_seed_and_step_only(open_batches, kind):
     straight = take(open_batches(kind), 4)
-    for one, other in zip(straight, take(open_batches(kind, **{AHEAD[kind]: 0}), 4), strict=True):
+    for one, other in zip(straight, take(open_batches(kind, threads=0), 4), strict=True):
         assert_same(one, other)
     assert not np.array_equal(straight[0]["images"], next(open_batches(kind, seed=1))["images"])
 
@@ -151,18 +149,23 @@ def test_going_on_from_a_saved_state_gives_the_same_batches(open_batches, kind, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_processes_share_one_global_batch(open_batches, kind):
+@pytest.mark.parametrize("done", [0, 3])
+def test_processes_share_one_global_batch_and_go_on_where_one_stood(open_batches, kind, done):
     def rows(batch):
         return [
             b"".join(batch[name][i].tobytes() for name in sorted(batch))
             for i in range(len(batch["images"]))
         ]
 
-    alone = take(open_batches(kind), 2)
-    shares = [take(open_batches(kind, process_index=p, process_count=2), 2) for p in range(2)]
-    for step in range(2):
-        assert len(shares[0][step]["images"]) == 4
-        assert sorted(rows(shares[0][step]) + rows(shares[1][step])) == sorted(rows(alone[step]))
+    alone, shares = open_batches(kind), [open_batches(kind, index=p, count=2) for p in range(2)]
+    take(alone, done)
+    state = json.loads(json.dumps(alone.get_state()))
+    for share in shares:
+        share.set_state(state)
+    for _ in range(2):
+        whole, first, second = next(alone), *map(next, shares)
+        assert len(first["images"]) == 4
+        assert sorted(rows(first) + rows(second)) == sorted(rows(whole))
 
 
 def test_an_epoch_shows_every_picture_once(open_batches):
@@ -190,7 +193,7 @@ def test_variants_are_fixed_and_the_first_is_the_plain_picture(config, data_dir,
 def test_visual_ids_of_other_images_are_refused(config, data_dir, tokenizer, cache):
     fewer = VisualIdCache(cache.codes_ML[:10], cache.keep_MN[:10])
     with pytest.raises(UserError, match=r"visual_ids\.npz"):
-        pipeline.unified_batches(config, data_dir, tokenizer, fewer, 4, 0, **ALONE)
+        pipeline.unified_batches(config, data_dir, tokenizer, fewer, 4, 0)
 
 
 def test_too_short_a_row_names_the_field_when_batches_are_asked_for(open_batches, config):
@@ -201,7 +204,7 @@ def test_too_short_a_row_names_the_field_when_batches_are_asked_for(open_batches
 
 def test_wrong_settings_are_named(open_batches, config, data_dir):
     with pytest.raises(UserError, match="batch_size=7 does not divide over 2"):
-        open_batches("images", batch_size=7, process_count=2)
+        open_batches("images", batch_size=7, count=2)
     config.data.variants = 0
     with pytest.raises(UserError, match=r"config\.data\.variants"):
         pipeline.variants(config, data_dir, "train")

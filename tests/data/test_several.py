@@ -5,6 +5,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from lavit_jax.data import pipeline, prepared, several, stored_ids
+from lavit_jax.data.pipeline import Readers
 from lavit_jax.data.prepare import run
 from lavit_jax.data.prepare.tasks import Job
 from lavit_jax.data.sources import Options
@@ -12,7 +13,6 @@ from lavit_jax.data.stored_ids import Stamp, Tokens
 from lavit_jax.errors import UserError
 from shards import tars
 
-ALONE = {"process_index": 0, "process_count": 1}
 STAMP = Stamp("w", "p", "s")
 
 
@@ -76,7 +76,7 @@ def open_batches(mixed_config, data_dir, tokenizer, cache):
     opened = []
 
     def open_with(config=mixed_config, **options):
-        options = {"stamp": STAMP, "batch_size": 4, "seed": 0, **ALONE, **options}
+        options = {"stamp": STAMP, "batch_size": 4, "seed": 0, **options}
         made = pipeline.unified_batches(config, data_dir, tokenizer, cache, **options)
         opened.append(made)
         return made
@@ -128,7 +128,7 @@ def test_batches_depend_on_seed_and_step_only_and_go_on_from_a_state(
         states.append(json.loads(json.dumps(whole.get_state())))
         expected.append(next(whole))
     for done in (0, 3, 5):
-        again = open_batches(prefetch=done % 2)
+        again = open_batches(readers=Readers(threads=done % 2))
         again.set_state(states[done])
         for batch in expected[done:]:
             for name, value in next(again).items():
@@ -158,8 +158,8 @@ def test_epochs_and_caps_end_a_source(open_batches, mixed_config, tokenizer):
 
 
 def test_the_number_of_threads_or_workers_does_not_matter(open_batches):
-    alone = open_batches(threads=1)
-    others = [open_batches(threads=3), open_batches(workers=2)]
+    alone = open_batches()
+    others = [open_batches(readers=r) for r in (Readers(threads=3), Readers(workers=2))]
     for _ in range(2):
         one = next(alone)
         assert one["images"].any()
@@ -172,7 +172,7 @@ def test_the_number_of_threads_or_workers_does_not_matter(open_batches):
 
 def test_processes_share_one_global_batch(open_batches):
     whole = next(open_batches())
-    halves = [next(open_batches(process_index=p, process_count=2)) for p in range(2)]
+    halves = [next(open_batches(readers=Readers(p, 2))) for p in range(2)]
     together = sorted(row.tobytes() for half in halves for row in half["ids"])
     assert sorted(row.tobytes() for row in whole["ids"]) == together
 

@@ -48,11 +48,7 @@ def open_batches(config, folder, tokenizer):
     def open_with(workers, limit=1.0):
         config.data.max_bad_share = limit
         config.data.workers = workers
-        opened.append(
-            pipeline.pair_batches(
-                config, "", tokenizer, 12, 5, 16, process_index=0, process_count=1
-            )
-        )
+        opened.append(pipeline.pair_batches(config, "", tokenizer, 12, 5, 16))
         return opened[-1]
 
     yield open_with

@@ -70,7 +70,7 @@ def test_only_the_first_call_compiles(time):
         time.now += seconds
         return seconds
 
-    timed = meter.first_call(work, "compile")
+    timed = goodput.first_call(work, lambda: meter.spending("compile"))
     with meter.spending("steps"):
         assert [timed(7), timed(1), timed(1)] == [7, 1, 1]
     assert (meter.seconds()["compile"], meter.seconds()["steps"]) == (7, 2)

@@ -1,6 +1,9 @@
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
@@ -114,3 +117,72 @@ def test_one_of_several_processes_leaves_nothing_unfinished():
     with Interruption(alone=False) as interruption:
         os.kill(os.getpid(), signal.SIGTERM)
         assert interruption.unless_requested(lambda: 5) == 5
+
+
+# Hashing stands for compiling: for minutes no Python runs in the main thread.
+COMPILES = """
+import contextlib, hashlib, sys
+from lavit_jax.training import interruption
+
+interruption.GRACE_SECONDS = 0.2
+with interruption.Interruption() as stopping:
+    lost = stopping.nothing_to_lose(lambda: print("last", flush=True))
+    with lost if sys.argv[1] == "nothing" else contextlib.nullcontext():
+        print("compiling", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", int(sys.argv[2]))
+    print("compiled", stopping.requested())
+"""
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize(
+    ("lost", "rounds", "says"),
+    [("nothing", (1 << 31) - 1, "last\n"), ("a step", 1 << 20, "compiled True\n")],
+)
+def test_while_a_program_compiles_sigterm_is_heard_where_nothing_is_lost(lost, rounds, says):
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMPILES, lost, str(rounds)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "compiling\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[0] == says
+    assert process.returncode == 0
+
+
+@pytest.fixture
+def leaves(monkeypatch):
+    """Statuses a process would have left with, had it not been one of tests."""
+    statuses = []
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    monkeypatch.setattr("lavit_jax.training.interruption.GRACE_SECONDS", 0.1)
+    return statuses
+
+
+def test_what_ends_within_the_grace_is_not_left(leaves):
+    before = signal.set_wakeup_fd(-1)
+    with Interruption() as stopping:
+        with stopping.nothing_to_lose(lambda: None):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stopping.requested()
+        with pytest.raises(SystemExit), stopping.nothing_to_lose(lambda: None):
+            pytest.fail("begun in spite of a signal from before")
+    assert signal.set_wakeup_fd(-1) == before
+    assert not leaves
+
+
+def terminated(stopping, last):
+    with stopping, stopping.nothing_to_lose(last):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.4)
+
+
+def test_what_goes_on_for_longer_is_left_unless_the_last_fails_or_there_are_others(leaves):
+    def fails():
+        raise OSError("no room for a save under way")
+
+    terminated(Interruption(), fails)
+    terminated(Interruption(alone=False), lambda: None)
+    assert not leaves
+    terminated(Interruption(), lambda: None)
+    assert leaves == [0]

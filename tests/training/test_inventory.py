@@ -1,12 +1,18 @@
 import json
 import shutil
 
+import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 
+import buckets
 from lavit_jax.config import load_config, to_json
 from lavit_jax.errors import UserError
 from lavit_jax.training import checksums, inventory
+from lavit_jax.training.checkpoints import MARK, saved_steps
 from lavit_jax.training.retention import Policy
+
+URL = "gs://bucket/run"
 
 
 @pytest.fixture
@@ -85,3 +91,70 @@ def test_the_last_checkpoint_is_never_taken_away(workdir):
 def test_a_folder_without_checkpoints_is_named(tmp_path):
     with pytest.raises(UserError, match=r"no checkpoints; expected a work directory"):
         inventory.take(tmp_path)
+
+
+class Killed(BaseException):
+    """What a kill does to a test."""
+
+
+def killed_at(call, work):
+    """Does work until it is called for the nth time."""
+    left = [call]
+
+    def counted(*args, **kwargs):
+        left[0] -= 1
+        if not left[0]:
+            raise Killed
+        return work(*args, **kwargs)
+
+    return counted
+
+
+def complete(found):
+    return [entry.step for entry in found.entries if entry.complete]
+
+
+def test_a_pruning_killed_on_a_disk_is_finished_by_the_next(workdir, monkeypatch):
+    found = inventory.take(workdir)
+    gone = inventory.superfluous(found, Policy(1))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(inventory.shutil, "rmtree", killed_at(2, shutil.rmtree))
+        inventory.remove(gone)
+    (workdir / "checkpoints" / "40" / "state").mkdir(parents=True)  # trained anew
+    (workdir / "checkpoints" / "40" / "position").mkdir()
+    found = inventory.take(workdir)
+    assert "40.pruned" in [entry.path.name for entry in found.entries]
+    inventory.remove(inventory.superfluous(found, Policy(1)))
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["60"]
+
+
+@pytest.fixture
+def bucket(workdir, monkeypatch):
+    """The work directory in a bucket, with the marks of orbax, and a save under way."""
+    for folder in (workdir / "checkpoints").iterdir():
+        (folder / MARK).touch()
+    found = buckets.in_memory(monkeypatch)
+    found.upload(workdir, URL)
+    found.upload(workdir / "checkpoints" / "60" / "state", f"{URL}/checkpoints/70/state")
+    return found
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+def test_a_checkpoint_half_removed_from_a_bucket_is_none_and_removed_by_the_next_pruning(
+    bucket, monkeypatch, call
+):
+    place = epath.Path(URL)
+    found = inventory.take(place)
+    assert complete(found) == saved_steps(place / "checkpoints") == [10, 20, 30, 40, 50, 60]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(bucket, "rm_file", killed_at(call, bucket.rm_file))
+        inventory.remove(inventory.superfluous(found, found.policy))
+    assert bucket.find(f"{URL}/checkpoints/40")  # it was being removed
+    found = inventory.take(place)
+    left = [10, 20, 30, 40, 50, 60] if call == 1 else [10, 20, 30, 50, 60]
+    assert complete(found) == saved_steps(place / "checkpoints") == left
+    folders = [place / "checkpoints" / str(step) for step in range(10, 70, 10)]
+    assert [int(f.name) for f in folders if ocp.utils.is_checkpoint_finalized(f)] == left
+    inventory.remove(inventory.superfluous(found, found.policy))
+    names = {path.split("/")[5] for path in bucket.find(f"{URL}/checkpoints")}
+    assert names == {"50", "60", "70"}

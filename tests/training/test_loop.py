@@ -1,5 +1,6 @@
 """Runs that are stopped, killed or damaged, beside one that nothing disturbed."""
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -19,7 +20,8 @@ from ml_collections import ConfigDict
 from benchmarks import kills
 from benchmarks.kills import Training
 from lavit_jax.cli.main import main
-from lavit_jax.training import samples, starting, storage, visual_cache
+from lavit_jax.training import launches, samples, starting, storage, visual_cache
+from lavit_jax.training.interruption import Interruption
 from lavit_jax.training.metrics import read_metrics
 from lavit_jax.training.restore import restore
 from lavit_jax.training.run import train
@@ -191,7 +193,18 @@ def test_sigterm_leaves_off_what_is_long_and_saves_the_step_that_is_done(
     assert (stopped.value.code, losses(workdir)[-1][0]) == (0, 16)
     assert not ended
     assert (workdir / "checkpoints" / "16").is_dir()
+    # While a phase begins and its step compiles, where no handler may run.
+    seen = []
+
+    @contextlib.contextmanager
+    def left(self, last):
+        last()
+        seen.append([launches.read(workdir)[-1][what] for what in ("status", "step")])
+        yield
+
+    monkeypatch.setattr(Interruption, "nothing_to_lose", left)
     train(config, workdir)
+    assert seen == [["stopped", 16]] * 2
     assert read_metrics(workdir / "metrics.jsonl") == read_metrics(whole_run / "metrics.jsonl")
 
 

@@ -13,6 +13,7 @@ import pytest
 from lavit_jax import config as configs
 from lavit_jax import pixel_report
 from lavit_jax.data import pipeline
+from lavit_jax.data.pipeline import Readers
 from lavit_jax.errors import UserError
 from lavit_jax.inference import api
 from lavit_jax.models import lavit, quantizer
@@ -119,10 +120,10 @@ def test_averaged_weights_follow_the_trained_ones():
 
 
 def test_pictures_are_painted_at_a_side_of_their_own(data_dir):
-    config = pixel_config()
-    both = next(pipeline.pixel_batches(config, data_dir, 4, seed=5, pixel_size=48, threads=0))
+    config, readers = pixel_config(), Readers(threads=0)
+    both = next(pipeline.pixel_batches(config, data_dir, 4, 5, 48, readers=readers))
     assert both["images"].shape == (4, 32, 32, 3) and both["pixels"].shape == (4, 48, 48, 3)
-    alone = next(pipeline.pixel_batches(config, data_dir, 4, seed=5, pixel_size=32, threads=0))
+    alone = next(pipeline.pixel_batches(config, data_dir, 4, 5, 32, readers=readers))
     assert "pixels" not in alone
     np.testing.assert_array_equal(alone["index"], both["index"])
     # The same views: the smaller picture is the larger one made smaller.
@@ -201,6 +202,9 @@ def test_the_run_draws_and_reconstructs_with_both_decoders(painted):
 
 def test_the_report_shows_both_decoders(quickstart, painted, monkeypatch):
     monkeypatch.setattr(pixel_report, "SHOWN", 4)
+    with monkeypatch.context() as several:
+        several.setattr(jax, "process_count", lambda: 2)
+        assert pixel_report.add(painted) is None
     index = pixel_report.add(painted)
     assert index == quickstart / "report" / "index.html"
     page = index.read_text()

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import fsspec
@@ -16,6 +17,7 @@ from PIL import Image
 from lavit_jax.cli.main import main
 from lavit_jax.convert.convert import convert
 from lavit_jax.data import stored_ids
+from lavit_jax.data.prepare.store import Store
 from lavit_jax.data.prepared import Prepared
 from lavit_jax.errors import UserError
 from lavit_jax.inference import api
@@ -36,10 +38,10 @@ COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "orange
 
 
 SECONDS = 900
-LIVES = "import sys; from lavit_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
 # The second process, in the middle of its shard.
-DIES_WITHIN_A_SHARD = f"""
-import os, signal
+DIES_WITHIN_A_SHARD = """
+import os, signal, sys
+from lavit_jax.cli.main import main
 from lavit_jax.data import stored_ids
 from lavit_jax.parallel import start
 
@@ -52,31 +54,51 @@ def encoded(*example):
     return encode(*example)
 
 stored_ids.encode = encoded
-{LIVES}
+sys.exit(main(sys.argv[1:]))
 """
 
 
-def pair_of(code, arguments):
+COMES_AGAIN_UNTIL_IT_MAY = """
+import sys
+from lavit_jax.cli.main import main
+while (status := main(sys.argv[1:])) == 2:
+    pass
+sys.exit(status)
+"""
+
+
+def pair_of(code, arguments, logs=(None, None)):
     """Two processes that run code together."""
     return [
         subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
             env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+            stderr=log and log.open("w"),
         )
-        for variables in environments()
+        for variables, log in zip(environments(), logs)
     ]
 
 
 def assert_two_processes_write_the_same(data, ids, workdir, alone):
-    """One of two dies within a shard, both are started again; `alone` is a folder in memory."""
+    """One of two dies within a shard, both are started again; `alone` is a folder in memory.
+
+    Meanwhile another job has begun there, which both are told of until it ends.
+    """
     command = ["tokenize-dataset", data, str(ids), "--checkpoint", workdir]
+    logs = [ids.with_name(f"stderr-{index}") for index in range(2)]
+    refusal = f"lavit: error: another process is preparing {ids}\n"
     first, second = pair_of(DIES_WITHIN_A_SHARD, command)
     assert second.wait(SECONDS) == -signal.SIGKILL
     first.kill()
     first.wait()
     assert not (ids / "index.json").exists()
     assert list(ids.glob(".work/tmp-*/ids-*"))
-    assert [process.wait(SECONDS) for process in pair_of(LIVES, command)] == [0, 0]
+    with Store(str(ids)).claimed():
+        both = pair_of(COMES_AGAIN_UNTIL_IT_MAY, command, logs)
+        while not all(refusal in log.read_text() for log in logs):
+            assert [process.poll() for process in both] == [None, None], logs[0].read_text()
+            time.sleep(0.01)
+    assert [process.wait(SECONDS) for process in both] == [0, 0]
     found = {path.name: path.read_bytes() for path in ids.iterdir()}
     expected = {
         Path(name).name: file for name, file in fsspec.filesystem("memory").cat(alone).items()

@@ -1,5 +1,6 @@
 """Runs of two processes: one that is lost, stopped and started again beside one left alone."""
 
+import contextlib
 import shutil
 import signal
 import time
@@ -13,9 +14,11 @@ import pytest
 
 from benchmarks import kills
 from benchmarks.kills import Training
+from lavit_jax.errors import UserError
 from lavit_jax.parallel import peers
 from lavit_jax.training import launches
 from lavit_jax.training.agreement import Agreement
+from lavit_jax.training.checkpoints import saved_steps
 from lavit_jax.training.metrics import read_metrics
 from lavit_jax.training.run import train
 from processes import COUNT, environments
@@ -160,16 +163,41 @@ def test_two_processes_together_see_and_learn_what_one_does(undisturbed, whole_r
     np.testing.assert_allclose(*each, rtol=0, atol=1e-5)
 
 
-@pytest.mark.subprocess
-def test_one_process_alone_goes_on_where_two_stopped(disturbed, undisturbed, tmp_path):
-    workdir, log = disturbed.stopped, tmp_path / "batches.log"
-    with kills.batches_logged(log):
+@pytest.fixture(scope="module")
+def alone(disturbed: Disturbed) -> Path:
+    """The work directory of the run that was terminated, ended by one process alone."""
+    workdir = disturbed.stopped
+    for log in logs(workdir):
+        log.unlink()
+    with kills.batches_logged(logs(workdir)[0]):
         train(mini_config(*OVERRIDES), workdir)
-    alone, together = rows_seen(log), rows_seen(*logs(undisturbed))
+    return workdir
+
+
+def assert_it_went_on_as_if_undisturbed(workdir: Path, undisturbed: Path, *read: Path) -> None:
     begun = launches.read(workdir)[-1]["resumed_from"]
     assert STEPS["encoder"] < begun < TOTAL  # on packed rows
-    assert alone == {step: rows for step, rows in together.items() if step > begun}
+    together = rows_seen(*logs(undisturbed))
+    assert rows_seen(*read) == {step: rows for step, rows in together.items() if step > begun}
     np.testing.assert_allclose(losses(workdir), losses(undisturbed), rtol=0, atol=1e-5)
+
+
+@pytest.mark.subprocess
+def test_one_process_alone_goes_on_where_two_stopped(alone, undisturbed):
+    assert_it_went_on_as_if_undisturbed(alone, undisturbed, logs(alone)[0])
+
+
+@pytest.mark.subprocess
+def test_two_processes_go_on_where_one_stopped(alone, undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(alone, workdir, symlinks=True)
+    logs(workdir)[0].unlink()
+    *_, last = saved_steps(workdir / "checkpoints")
+    shutil.rmtree(workdir / "checkpoints" / str(last))  # as if it was killed before that save
+    ends = Pair(workdir).end()
+    assert [status for status, _ in ends] == [0, 0], ends
+    assert launches.read(workdir)[-1]["mesh"]["processes"] == 2
+    assert_it_went_on_as_if_undisturbed(workdir, undisturbed, *logs(workdir))
 
 
 def test_one_process_alone_agrees_with_itself_at_once(run):
@@ -194,12 +222,12 @@ class Coordinator:
     """What the coordinator's client does in one of two processes whose other one is late."""
 
     def __init__(self, seconds: int) -> None:
-        self.asked, self._seconds = [], seconds
+        self.asked, self.told, self._seconds = [], '{"found": null}', seconds
 
     def blocking_key_value_get(self, key: str, milliseconds: int) -> str:
         self.asked.append(key)
         if len(self.asked) > self._seconds:
-            return "done"
+            return self.told
         raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: GetKeyValue() timed out")
 
     def wait_at_barrier(self, key: str, milliseconds: int) -> None:
@@ -224,6 +252,20 @@ def test_the_second_process_waits_for_the_first_however_long_it_works(second_of_
     coordinator = second_of_two(seconds=100)
     assert peers.first_alone(lambda: len(coordinator.asked)) == 101
     assert len(set(coordinator.asked)) == 1
+
+
+def test_the_second_process_ends_by_the_mistake_of_the_first(second_of_two):
+    coordinator = second_of_two(seconds=0)
+    coordinator.told = '{"mistake": "another process is preparing ids"}'
+    for ask in (lambda: peers.of_first(list), lambda: peers.first_alone(list)):
+        with (
+            pytest.raises(UserError, match="^another process is preparing ids$"),
+            peers.ending_together(str),  # which leaves at once by any other
+        ):
+            ask()
+    held = peers.first_holds(contextlib.nullcontext(pytest.fail))
+    with pytest.raises(UserError, match="another process"), held:
+        pytest.fail("went on")
 
 
 def test_a_first_process_that_is_lost_is_not_waited_for(second_of_two, monkeypatch):

@@ -9,6 +9,7 @@ from etils import epath
 from lavit_jax.cli.main import make_parser
 from lavit_jax.errors import UserError
 from lavit_jax.training import run, storage
+from lavit_jax.training.checkpoints import MARK
 from tiny import mini_config
 
 URL = "gs://bucket/run"
@@ -77,6 +78,8 @@ def test_a_bucket_with_checkpoints_of_another_config_is_refused(bucket):
     run.claim_workdir(mini_config(), place)
     place.publish()
     (bucket / "checkpoints" / "20").mkdir(parents=True)
+    run.claim_workdir(mini_config("--config.data.row_length=64"), opened(bucket))
+    (bucket / "checkpoints" / "20" / MARK).touch()  # now it is complete
     place, other = opened(bucket), mini_config("--config.data.row_length=96")
     with pytest.raises(UserError, match="another config"):
         run.claim_workdir(other, place)
