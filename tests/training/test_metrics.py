@@ -5,8 +5,10 @@ import struct
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import RecordWriter
 
 from lavit_jax.errors import UserError
+from lavit_jax.training.board import Board
 from lavit_jax.training.metrics import MetricWriter, read_metrics
 from small_run import nearly_full_disk
 
@@ -68,6 +70,26 @@ def test_tensorboard_shows_every_step_once_after_resuming(tmp_path, monkeypatch)
     shown = _board(tmp_path)
     assert sorted(shown) == [2, 4, 6, 8]
     assert all(len(values) == 1 for values in shown.values())
+
+
+def test_event_files_are_byte_for_byte_what_another_writer_makes(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 1e9)
+    board = Board(tmp_path / "board", first=300)
+    board.scalars(2**40, {"a": 0.5, "b/c": math.inf, "d" * 200: 1e39})
+    board.close()
+    (path,) = (tmp_path / "board").iterdir()
+    values = [{"tag": "a", "simple_value": 0.5}, {"tag": "b/c", "simple_value": math.inf}]
+    values += [{"tag": "d" * 200, "simple_value": math.inf}]
+    other = RecordWriter(str(tmp_path / "other"))
+    for event in (
+        Event(wall_time=1e9, file_version="brain.Event:2"),
+        Event(wall_time=1e9, step=300, session_log={"status": 1}),
+        Event(wall_time=1e9, step=2**40, summary={"value": values}),
+    ):
+        other.write(event.SerializeToString(deterministic=True))
+    other.close()
+    assert path.read_bytes() == (tmp_path / "other").read_bytes()
+    assert path.name.startswith("events.out.tfevents.1000000000.")
 
 
 def test_what_a_checkpoint_counts_on_is_on_disk_before_it(tmp_path):
