@@ -12,11 +12,14 @@ import hypothesis
 import jaxtyping
 import pytest
 
+from lavit_jax import allocator
+
 # Most of the suite's time is compiling; unoptimised programs compute the same in half of it.
 FLAGS = {
     "--xla_force_host_platform_device_count": 8,
     "--xla_backend_optimization_level": 0,
     "--xla_cpu_use_fusion_emitters": "false",  # by far the most of compiling
+    "--xla_cpu_parallel_codegen_split_count": 1,  # each part costs some
 }
 
 # All of this is read when jax is imported, here and in the processes that tests start.
@@ -30,6 +33,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+allocator.collect_rarely()  # tracing makes more objects than anything else that tests do
 
 # The first example of a test often compiles, and a run says the same as the last one.
 hypothesis.settings.register_profile("lavit", deadline=None, derandomize=True)

@@ -138,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.sub.error(f"unrecognized arguments: {' '.join(rest)}")
     if args.run is not convert.run:  # which uses large blocks once, and should give them back
         allocator.keep_freed_memory()
+    allocator.collect_rarely()
     try:
         return args.run(args) or 0
     except KeyboardInterrupt:

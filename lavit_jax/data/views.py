@@ -33,7 +33,8 @@ class ImageView:
       size: H.
     """
 
-    records: Sequence[Record]
+    # Grain names each step of a pipeline by its repr, which would write out every picture.
+    records: Sequence[Record] = dataclasses.field(repr=False)
     augment: AugmentConfig
     size: int
 

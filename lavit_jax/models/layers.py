@@ -319,6 +319,7 @@ def stack(
         out_axes=out_axes,
         length=depth,
         unroll=unroll,
+        check_constancy_invariants=False,  # would trace every block twice
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
 

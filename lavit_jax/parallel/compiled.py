@@ -123,7 +123,11 @@ def build(program: Program, mesh: Mesh, options: Mapping[str, Any] | None = None
 
 def _options(mesh: Mesh, quick: bool) -> dict[str, Any]:
     """Compiler options; other backends know none of ours."""
-    return dict(QUICK) if quick and mesh.devices.flat[0].platform == "tpu" else {}
+    return dict(QUICK) if quick and _for_tpu(mesh) else {}
+
+
+def _for_tpu(mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform == "tpu"
 
 
 def memory(program: Program, mesh: Mesh, *, quick: bool = False) -> Memory:
@@ -167,14 +171,7 @@ def both(program: Program, mesh: Mesh, *, quick: bool = False) -> tuple[Memory, 
     Raises:
       OutOfMemory: the devices are too small.
     """
-    # The compiler writes the optimised program down itself: libtpu 0.0.52 cannot give those back
-    # (`as_text`) that gather asynchronously.
-    with tempfile.TemporaryDirectory() as folder:
-        dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-        compiled = build(program, mesh, dump | _options(mesh, quick))
-        found = list(Path(folder).glob("*after_optimizations.txt"))
-        # There is none where a cache had the program.
-        text = found[0].read_text() if found else compiled.as_text()
+    compiled, text = _with_text(program, mesh, _options(mesh, quick))
     analysis = compiled.cost_analysis()
     return _memory(compiled), Cost(
         flops=analysis.get("flops", 0.0),
@@ -183,6 +180,21 @@ def both(program: Program, mesh: Mesh, *, quick: bool = False) -> tuple[Memory, 
         kernels=float(text.count(f'custom_call_target="{KERNEL}"')),
         sent=collectives.read(text, mesh.size, mesh.shape["slice"]),
     )
+
+
+def _with_text(program: Program, mesh: Mesh, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """A compiled program and its text."""
+    if not _for_tpu(mesh):
+        compiled = build(program, mesh, options)
+        return compiled, compiled.as_text()
+    # The compiler writes the optimised program down itself: libtpu 0.0.52 cannot give those back
+    # (`as_text`) that gather asynchronously.
+    with tempfile.TemporaryDirectory() as folder:
+        dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = build(program, mesh, {**options, **dump})
+        found = list(Path(folder).glob("*after_optimizations.txt"))
+        # There is none where a cache had the program.
+        return compiled, found[0].read_text() if found else compiled.as_text()
 
 
 def shard_bytes(tree: Any) -> int:

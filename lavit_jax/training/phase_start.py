@@ -28,33 +28,40 @@ def enter(
     """The state at a phase's start: old parameters, new modules, a fresh optimizer."""
     tx = make_optimizer(phase.config["optimizer"], phase.steps)
     shardings = state.state_shardings(run.modules, phase.names, tx, phase.trained, run.mesh)
-    seed = run.config.seed
-    if previous is None:
+    if previous is None and not starting.sources(run.config):
         fresh = jax.jit(
-            lambda: state.init_state(run.modules, phase.names, tx, phase.trained, seed),
+            lambda: state.init_state(run.modules, phase.names, tx, phase.trained, run.config.seed),
             out_shardings=shardings,
         )()
-        if starting.sources(run.config):
-            fresh = starting.begin(run, phase, fresh, tx, shardings)
         return codebook_start.begin(run, phase, fresh, interruption)
-    missing = tuple(name for name in phase.names if name not in previous.params)
-    made: dict[str, Any] = {}
-    if missing:
-        made = jax.jit(
-            lambda: nn.meta.unbox(
-                lavit.init_params(run.modules, missing, jax.random.fold_in(jax.random.key(seed), 1))
-            ),
-            out_shardings={name: shardings.params[name] for name in missing},
-        )()
-    made, found = starting.modules(run, missing, made)
-    params = {**previous.params, **made}
-    if "conditioner" in missing and "conditioner" not in found.params:
-        starting.copy_merger(params)
+    held = {} if previous is None else previous.params
+    new = tuple(name for name in phase.names if name not in held)
+    # What others have trained is not made first: of a large model there is room for it once.
+    params, found = starting.modules(run, new, shardings.params)
+    if previous is None:
+        starting.check_complete(run, phase, found)
+    params |= _made(run, tuple(name for name in new if name not in params), shardings)
+    if "conditioner" in new and "conditioner" not in found.params:
+        starting.copy_merger(params, held)
+    params = {**held, **params}
+    if previous is None:
+        previous = starting.bare_state(run, found)
     opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(
         {name: params[name] for name in phase.trained}
     )
     entered = previous.replace(params=params, opt_state=opt_state)  # type: ignore[attr-defined]
     return codebook_start.begin(run, phase, entered, interruption)
+
+
+def _made(run: Run, names: tuple[str, ...], shardings: TrainState) -> dict[str, Any]:
+    """Fresh parameters of modules."""
+    if not names:
+        return {}
+    key = jax.random.key(run.config.seed)
+    return jax.jit(
+        lambda: nn.meta.unbox(lavit.init_params(run.modules, names, jax.random.fold_in(key, 1))),
+        out_shardings={name: shardings.params[name] for name in names},
+    )()
 
 
 def batches(run: Run, phase: Phase, current: TrainState, interruption: Interruption) -> Batches:

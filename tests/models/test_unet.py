@@ -114,9 +114,9 @@ def test_a_new_unet_has_the_shapes_the_table_converts():
 def test_a_new_unet_predicts_zero():
     config, *_ = built(pixel_weights.LOWRES)
     x, times, condition = inputs(config, side=(8, 8))
-    init = jax.jit(UNet(config).init)
-    fresh = nn.meta.unbox(init(jax.random.key(0), x, jnp.asarray(times), condition)["params"])
-    assert not np.any(predict(config, fresh, x, times, condition))
+    net, args = UNet(config), (x, jnp.asarray(times), condition)
+    fresh = jax.jit(lambda: net.init_with_output(jax.random.key(0), *args)[0])
+    assert not np.any(fresh())
 
 
 PLACED = UNetConfig(
@@ -136,8 +136,8 @@ PLACED = UNetConfig(
 def placed(count):
     x, tokens = jnp.ones((1, 8, 8, 4)), jnp.arange(3.0 * count).reshape(1, count, 3)
     net, time = UNet(PLACED), jnp.zeros(1, jnp.int32)
-    params = nn.meta.unbox(net.init(jax.random.key(0), x, time, Condition(tokens)))["params"]
-    return params["in_conv"]["kernel"], tokens
+    made = jax.eval_shape(net.init, jax.random.key(0), x, time, Condition(tokens))
+    return nn.meta.unbox(made)["params"]["in_conv"]["kernel"], tokens
 
 
 def test_placed_condition_tokens_lie_where_they_belong():

@@ -148,8 +148,9 @@ def test_a_compiler_that_fails_otherwise_is_told(says, error, monkeypatch):
 
 
 def searched(name, topology=EIGHT, **tried):
-    told = []
-    search_ = search.Search(config(), name, topology, jax.devices(), told.append)
+    settings, told = config(), []
+    settings.model.encoder.depth = 1  # of one layer, loop and straight line are one program
+    search_ = search.Search(settings, name, topology, jax.devices(), told.append)
     return functools.partial(search_.run, **tried), told
 
 

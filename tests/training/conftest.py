@@ -1,7 +1,8 @@
 """One small run through every phase that all tests here look at, and how to make others."""
 
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -11,15 +12,34 @@ import pytest
 from benchmarks import kills
 from lavit_jax.data import text, twemoji
 from lavit_jax.models import lavit, quantizer
-from lavit_jax.training import storage
+from lavit_jax.training import phase_start, storage
 from lavit_jax.training.objectives import READS
 from lavit_jax.training.run import Run, start, train
-from lavit_jax.training.state import TrainState
+from lavit_jax.training.schedule import Phase
+from lavit_jax.training.state import Step, TrainState
 from random_params import random_params
 from small_run import OVERRIDES
 from tiny import mini_config
 
 Shared = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def steps_traced_once() -> Iterator[None]:
+    """Runs of one config in this process share their steps, which are pure functions."""
+    steps: dict[tuple, Step] = {}
+    compiled_step = phase_start.compiled_step
+
+    def shared_step(run: Run, phase: Phase) -> Step:
+        config = json.dumps(dict(phase.config), default=str, sort_keys=True)
+        key = (run.modules.config, run.mesh, phase.names, config)
+        if key not in steps:
+            steps[key] = compiled_step(run, phase)
+        return steps[key]
+
+    phase_start.compiled_step = shared_step
+    yield
+    phase_start.compiled_step = compiled_step
 
 
 @pytest.fixture(scope="session")

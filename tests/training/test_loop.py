@@ -39,7 +39,8 @@ def disturbed(new_workdir: Callable[[], Path]) -> tuple[Path, list[tuple[int, st
     workdir = new_workdir()
     log = workdir / "batches.log"
     parts = [Training(workdir, log, UNSEEN).kill(*when) for when in kills.moments(KILLS, seed=1)]
-    for step, numbers in ((16, [signal.SIGTERM] * 3), (19, [signal.SIGINT])):
+    # In one phase and the next: a launch begins as few phases anew as it can.
+    for step, numbers in ((8, [signal.SIGTERM] * 3), (16, [signal.SIGINT])):
         training = Training(workdir, log, UNSEEN)
         while max(kills.examples_seen(log)) < step:
             time.sleep(0.005)

@@ -27,7 +27,8 @@ from small_run import losses
 from tiny import mini_config
 
 # Both kinds of data: pictures with captions, and rows packed of what a frozen tokenizer gives.
-STEPS = {"encoder": ALONE["encoder"], "unified": 12}
+# As many as in other tests, whose compiled programs so serve here too.
+STEPS = {name: ALONE[name] for name in ("encoder", "unified")}
 TOTAL = sum(STEPS.values())
 KILLED, TERMINATED = 4, 9  # a step of each, between two saves
 OVERRIDES = (
