@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ PhaseOf = Callable[[int], str]
 COMMIT_POLL_SECONDS = 0.05
 SLICED_BYTES = 64 << 20  # arrays above are worth slicing among the devices that hold them
 UNFINISHED = "*.orbax-checkpoint-tmp*"
+REMOVED = "removed"  # what no policy keeps is moved there, whole, before its files are deleted
 MARK = "commit_success.txt"  # orbax writes it last in a bucket, and reads nothing without it
 
 
@@ -44,13 +46,14 @@ class Saved(NamedTuple):
 class Checkpoints:
     """Those of a run that trains, numbered by global step; complete or absent.
 
-    Saves run in the background: orbax writes aside and renames, then checksums are stored.
+    Saves run in the background: orbax writes aside and renames, then checksums are stored. Old ones
+    are renamed before they are deleted; only in a bucket, which cannot, a kill may leave a part.
     """
 
     def __init__(
         self, directory: Path, policy: Policy, phase_of: PhaseOf = lambda step: ""
     ) -> None:
-        """Makes the directory and takes away what killed saves left there.
+        """Makes the directory and takes away what killed saves and removals left there.
 
         Args:
           directory: for the checkpoints.
@@ -64,7 +67,9 @@ class Checkpoints:
             preservation_policy=self._preservation,
             create=True,
             cleanup_tmp_directories=True,
+            todelete_subdir=REMOVED if isinstance(directory, Path) else None,
         )
+        self._delete_removed()
         self._identity = _identity(directory)
         self._settled = threading.Event()  # no save is under way
         self._summing: threading.Thread | None = None
@@ -130,6 +135,7 @@ class Checkpoints:
             if later > step:
                 self._manager.delete(later)
         self._manager.wait_until_finished()
+        self._delete_removed()
         return found
 
     def _set_aside(self, step: int) -> None:
@@ -150,6 +156,7 @@ class Checkpoints:
         if self._summing is not None:
             self._summing.join()
             self._check_directory()
+        self._delete_removed()
 
     def close(self) -> None:
         """Blocks until every save is on disk; nothing can be saved afterwards.
@@ -159,6 +166,12 @@ class Checkpoints:
         """
         self.wait()
         self._guarded(self._manager.close)
+
+    def _delete_removed(self) -> None:
+        if not isinstance(self.directory, Path) or jax.process_index() != 0:
+            return
+        for folder in (self.directory / REMOVED).glob("*"):
+            shutil.rmtree(folder, ignore_errors=True)  # what is left now goes another time
 
     def _check_directory(self) -> None:
         """Raises if the directory is gone, or another: a save under way then makes it anew."""
@@ -201,6 +214,7 @@ class Checkpoints:
         except (OSError, UserError) as error:  # the checkpoint is whole, or pruned by now
             if folder.is_dir():
                 _tell(f"warning: no checksums of {folder}: {_reason(error)}")
+        self._delete_removed()  # not to fill the disk until the next save
 
 
 @dataclasses.dataclass
@@ -276,7 +290,7 @@ def finished(folder: Any) -> bool:
     """Whether a folder is a checkpoint, readable or not, and not one half written or removed.
 
     A disk takes whole folders in and out by renaming them. A bucket cannot: there the mark is
-    written last, and removed first.
+    written last, and `inventory.remove` removes it first; orbax, when a run prunes, does not.
     """
     return folder.name.isdigit() and (isinstance(folder, Path) or (folder / MARK).exists())
 

@@ -11,7 +11,13 @@ import pytest
 
 from lavit_jax.errors import UserError
 from lavit_jax.training import checksums
-from lavit_jax.training.checkpoints import Checkpoints, any_saved, read_latest, read_step
+from lavit_jax.training.checkpoints import (
+    REMOVED,
+    Checkpoints,
+    any_saved,
+    read_latest,
+    read_step,
+)
 from lavit_jax.training.retention import Policy
 from small_run import nearly_full_disk
 
@@ -54,6 +60,18 @@ def test_no_checkpoint_is_no_error(tmp_path):
 def test_old_checkpoints_go_but_ends_of_phases_stay(tmp_path):
     _save(tmp_path / "c", [10, 20, 30, 40], newest=2, milestones=(20,))
     assert Checkpoints(tmp_path / "c", Policy(2)).steps() == [20, 30, 40]
+
+
+def test_old_checkpoints_are_moved_whole_before_their_files_are_deleted(tmp_path, monkeypatch):
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
+        _save(tmp_path / "c", [10, 20], newest=1)
+    assert [path.name for path in (tmp_path / "c").iterdir() if path.name.isdigit()] == ["20"]
+    moved = tmp_path / "c" / REMOVED / "10"
+    assert (moved / "state").is_dir() and (moved / "position").is_dir()
+    assert any_saved(tmp_path / "c")
+    Checkpoints(tmp_path / "c", Policy(1))  # the next launch deletes what that one left
+    assert not moved.exists()
 
 
 @pytest.mark.parametrize("damage", ["truncate", "missing_files"])
