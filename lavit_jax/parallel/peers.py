@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
@@ -19,6 +20,8 @@ from lavit_jax.errors import UserError
 
 T = TypeVar("T")
 
+TERMINATED = "lavit/terminated"
+FIRST_LEAVES_SECONDS = 1.0  # after the others, which its end would break off
 LEAVE_SECONDS = 10  # that a stopped process waits for the others to stop
 _calls = itertools.count()  # the same on every process
 LOST = 75  # the exit status of a process whose others are gone: EX_TEMPFAIL, try again
@@ -164,6 +167,31 @@ def _all_leave() -> bool:
     except jax.errors.JaxRuntimeError:
         return False
     return True
+
+
+class Others:
+    """The other processes, told through the coordinator that this one was terminated."""
+
+    def tell(self) -> None:
+        """Lets them know."""
+        _client().key_value_set(TERMINATED, _me(), allow_overwrite=True)
+
+    def told(self) -> bool:
+        """Whether one of them, or this one, was terminated."""
+        try:
+            return bool(_client().key_value_try_get(TERMINATED))
+        except jax.errors.JaxRuntimeError:  # not set, or the coordinator is lost
+            return False
+
+    def leave(self) -> None:
+        """Waits until all of them end, a while at most; the first one is the coordinator."""
+        if _all_leave() and jax.process_index() == 0:
+            time.sleep(FIRST_LEAVES_SECONDS)
+
+
+def others() -> Others | None:
+    """The other processes, if there are any."""
+    return Others() if jax.process_count() > 1 else None
 
 
 def _me() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import os
 import shutil
@@ -47,7 +48,8 @@ class Checkpoints:
     """Those of a run that trains, numbered by global step; complete or absent.
 
     Saves run in the background: orbax writes aside and renames, then checksums are stored. Old ones
-    are renamed before they are deleted; only in a bucket, which cannot, a kill may leave a part.
+    are renamed before they are deleted. A bucket cannot rename: there a mark is written last and
+    removed first, and old ones go before the next save begins.
     """
 
     def __init__(
@@ -62,13 +64,15 @@ class Checkpoints:
         """
         self.directory = directory
         self._preservation = _Preservation(directory, policy, phase_of)
+        here = isinstance(directory, Path)
         self._manager = _manager(
             directory,
-            preservation_policy=self._preservation,
+            preservation_policy=self._preservation if here else None,
             create=True,
             cleanup_tmp_directories=True,
-            todelete_subdir=REMOVED if isinstance(directory, Path) else None,
+            todelete_subdir=REMOVED if here else None,
         )
+        self._superfluous: list[int] = []  # in a bucket, once the save under way is complete
         self._delete_removed()
         self._identity = _identity(directory)
         self._settled = threading.Event()  # no save is under way
@@ -90,6 +94,9 @@ class Checkpoints:
         self._check_directory()
         self.wait()  # as orbax would; a save takes old ones away, so none may still be summed
         self._preservation.metrics[step] = position.get("metrics", {})
+        if not isinstance(self.directory, Path):
+            # Before the processes meet in the save: none has removed anything by then.
+            self._superfluous = self._preservation.superfluous([*self.steps(), step])
         copies = jax.tree.map(_one_copy, state)
         self._guarded(
             lambda: self._manager.save(
@@ -133,7 +140,7 @@ class Checkpoints:
         found = _restore(self._manager, step, abstract)
         for later in self.steps():
             if later > step:
-                self._manager.delete(later)
+                self._remove(later)
         self._manager.wait_until_finished()
         self._delete_removed()
         return found
@@ -157,6 +164,7 @@ class Checkpoints:
             self._summing.join()
             self._check_directory()
         self._delete_removed()
+        self._prune()
 
     def close(self) -> None:
         """Blocks until every save is on disk; nothing can be saved afterwards.
@@ -166,6 +174,17 @@ class Checkpoints:
         """
         self.wait()
         self._guarded(self._manager.close)
+
+    def _prune(self) -> None:
+        """Takes away what no policy keeps from a bucket: orbax would not remove the mark first."""
+        while self._superfluous:
+            self._guarded(functools.partial(self._remove, self._superfluous.pop()))
+
+    def _remove(self, step: int) -> None:
+        """Takes a checkpoint away; from its first moment on it counts as none."""
+        if not isinstance(self.directory, Path) and jax.process_index() == 0:
+            (self.directory / str(step) / MARK).unlink(missing_ok=True)
+        self._manager.delete(step)
 
     def _delete_removed(self) -> None:
         if not isinstance(self.directory, Path) or jax.process_index() != 0:
@@ -219,7 +238,7 @@ class Checkpoints:
 
 @dataclasses.dataclass
 class _Preservation:
-    """A policy as orbax asks for it."""
+    """A policy, as orbax asks for it too."""
 
     directory: Path
     policy: Policy
@@ -227,12 +246,16 @@ class _Preservation:
     metrics: dict[int, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        steps = [each.step for each in checkpoints]
+        gone = self.superfluous([each.step for each in checkpoints])
+        return [each.step not in gone for each in checkpoints]
+
+    def superfluous(self, steps: Sequence[int]) -> list[int]:
+        """Those of the steps that need not stay."""
         for step in steps:
             if step not in self.metrics:
                 self.metrics[step] = read_means(self.directory / str(step))
         stay = kept([Facts(n, self.phase_of(n), self.metrics[n]) for n in steps], self.policy)
-        return [step in stay for step in steps]
+        return [step for step in steps if step not in stay]
 
 
 def read_means(folder: Any) -> dict[str, float]:
@@ -290,7 +313,7 @@ def finished(folder: Any) -> bool:
     """Whether a folder is a checkpoint, readable or not, and not one half written or removed.
 
     A disk takes whole folders in and out by renaming them. A bucket cannot: there the mark is
-    written last, and `inventory.remove` removes it first; orbax, when a run prunes, does not.
+    written last and removed first.
     """
     return folder.name.isdigit() and (isinstance(folder, Path) or (folder / MARK).exists())
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 T = TypeVar("T")
 
 HANDLED = (signal.SIGTERM, signal.SIGINT)
 GRACE_SECONDS = 5.0  # of the 30 that spot machines have
+POLL_SECONDS = 0.25  # between questions whether another process was terminated
 
 
 @contextlib.contextmanager
@@ -32,6 +34,19 @@ def ending_well() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
+class Others(Protocol):
+    """The other processes, while the devices are not there to ask them by."""
+
+    def tell(self) -> None:
+        """Lets them know that this one is to end."""
+
+    def told(self) -> bool:
+        """Whether one of them, or this one, is to end."""
+
+    def leave(self) -> None:
+        """Waits until all of them are about to end."""
+
+
 class _LeftOff(BaseException):
     """A signal came in the middle of what may be left unfinished."""
 
@@ -44,14 +59,14 @@ class Interruption:
     Outside the main thread signals stay as they are.
     """
 
-    def __init__(self, agree: Callable[[bool], bool] = bool, *, alone: bool = True) -> None:
+    def __init__(self, agree: Callable[[bool], bool] = bool, others: Others | None = None) -> None:
         """Starts with nothing to remember.
 
         Args:
           agree: from this process's wish to stop to that of all of them; see `Agreement`.
-          alone: whether there are no others, which would wait for one that leaves something off.
+          others: if there are any; they would wait for one that leaves something off.
         """
-        self._agree, self._alone = agree, alone
+        self._agree, self._others = agree, others
         self._signal: signal.Signals | None = None
         self._leaves_off = False
         self._before: dict[signal.Signals, Any] = {}
@@ -84,7 +99,7 @@ class Interruption:
         Returns:
           What the work gives; None if it was left off.
         """
-        if not self._alone:
+        if self._others is not None:
             return work()
         with contextlib.suppress(_LeftOff):
             try:
@@ -99,12 +114,12 @@ class Interruption:
         """Within, SIGTERM ends what takes over `GRACE_SECONDS` more, as a kill would but for the 0.
 
         No handler of Python's runs while a program compiles, and that may take longer than there
-        is time. One of several processes goes on as ever: the others would find it lost.
+        is time. Of several processes all end, whichever got the signal; all of them are within.
 
         Args:
           last: is done before, on a thread of its own; where it raises, nothing is ended.
         """
-        if not (self._alone and self._before):
+        if not self._before:
             yield
             return
         numbers, woken = os.pipe()
@@ -112,14 +127,15 @@ class Interruption:
         over, one = threading.Event(), threading.Lock()
 
         def watch() -> None:
-            while received := os.read(numbers, 1):
-                if received[0] != signal.SIGTERM or over.wait(GRACE_SECONDS):
-                    continue
-                with one, contextlib.suppress(Exception):
-                    if not over.is_set():
-                        last()
-                        os.write(2, b"\nSIGTERM: stopped; all is saved\n")
-                        os._exit(0)
+            if not self._terminated(numbers) or over.wait(GRACE_SECONDS):
+                return
+            with one, contextlib.suppress(Exception):
+                if not over.is_set():
+                    last()
+                    if self._others is not None:
+                        self._others.leave()
+                    os.write(2, b"\nSIGTERM: stopped; all is saved\n")
+                    os._exit(0)
 
         watching = threading.Thread(target=watch, name="sigterm", daemon=True)
         watching.start()
@@ -134,6 +150,26 @@ class Interruption:
             os.close(woken)
             watching.join()
             os.close(numbers)
+
+    def _terminated(self, numbers: int) -> bool:
+        """Waits for SIGTERM, here or in another process; False once `numbers` has ended.
+
+        Args:
+          numbers: where signals' numbers come from.
+        """
+        pause = None if self._others is None else POLL_SECONDS
+        while True:
+            if select.select([numbers], [], [], pause)[0]:
+                received = os.read(numbers, 1)
+                if not received:
+                    return False
+                if received[0] == signal.SIGTERM:
+                    with contextlib.suppress(Exception):  # that of a coordinator that is lost
+                        if self._others is not None:
+                            self._others.tell()
+                    return True
+            elif self._others is not None and self._others.told():
+                return True
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():

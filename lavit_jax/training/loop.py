@@ -11,7 +11,7 @@ import jax
 
 from lavit_jax.data.batches import Batches
 from lavit_jax.errors import UserError
-from lavit_jax.parallel import feed
+from lavit_jax.parallel import feed, peers
 from lavit_jax.parallel.mesh import placed
 from lavit_jax.training import goodput, phase_start, replay, samples
 from lavit_jax.training.agreement import Agreement
@@ -42,7 +42,7 @@ def fit(run: Run) -> TrainState:
     )
     watchdog = Watchdog(run.workdir, run.config.health.hang_seconds, jax.process_index())
     with (
-        Interruption(Agreement(run.mesh), alone=jax.process_count() == 1) as interruption,
+        Interruption(Agreement(run.mesh), peers.others()) as interruption,
         contextlib.closing(checkpoints),
         watchdog,
         placed(run.mesh),
@@ -102,6 +102,11 @@ def _policy(run: Run) -> Policy:
     return Policy(wanted.keep, wanted.keep_every, wanted.keep_best, ends)
 
 
+def _due(step: int, every: int, phase: Phase) -> bool:
+    """Whether it is time for what comes every so many steps (0: never) and at a phase's end."""
+    return every > 0 and (step % every == 0 or step == phase.end)
+
+
 def _ready(metrics: Mapping[str, Any]) -> bool:
     """Whether the step that these come from is done."""
     return all(value.is_ready() for value in metrics.values())
@@ -145,6 +150,7 @@ class _Session:
         step_fn = goodput.first_call(phase_start.compiled_step(run, phase), self._compiling)
         recorder = Recorder(run, phase, self._writer)
         metrics: dict[str, Any] = {}
+        drawn = False
         while self._step < phase.end:
             if (back := self._before_spike(phase, recorder)) is not None:
                 current = self._rewind(back, recorder, data)
@@ -161,13 +167,16 @@ class _Session:
                 if recorder.skipped:  # once something is wrong, nothing runs ahead of its metrics
                     recorder.flush()
                     self._give_up_if_useless(recorder, current, data)
-                if step % run.config.checkpoint.every == 0 or step == phase.end:
+                sheet = _due(step, run.config.log.sample_every, phase)
+                first = sheet and not drawn  # it compiles programs of its own
+                if first or _due(step, run.config.checkpoint.every, phase):
                     self._save(recorder, current, data)
-                every = run.config.log.sample_every
-                if every and (step % every == 0 or step == phase.end):
+                if sheet:
                     draw = functools.partial(samples.write, run, phase, current, step)
-                    with spending("samples"):
+                    lost = self.nothing_to_lose() if first else contextlib.nullcontext()
+                    with spending("samples"), lost:
                         self._interruption.unless_requested(draw)
+                    drawn = True
                 if self._interruption.requested():
                     self._save(recorder, current, data)
                     self._checkpoints.wait()
@@ -184,6 +193,7 @@ class _Session:
     def _compiling(self) -> Iterator[None]:
         with self._goodput.spending("compile"), self.nothing_to_lose():
             yield
+            peers.meet()  # no step ends before all have compiled; until then none needs the others
 
     def _stopped(self) -> None:
         """Leaves everything as the end of a stopped launch does."""

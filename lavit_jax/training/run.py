@@ -195,6 +195,9 @@ def keep_compiled(place: Storage) -> None:
         cache = place.checkpoints.parent / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        # XLA's own, for GPUs alone: their path would be in the programs' keys, and a work directory
+        # that is moved or copied would compile everything again.
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
 def train(

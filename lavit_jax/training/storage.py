@@ -24,13 +24,24 @@ from etils import epath
 
 from lavit_jax.errors import UserError
 
-SCHEMES = ("gs://", "s3://")
+SCHEME = "gs://"  # orbax writes checkpoints to no other store
 NOT_MIRRORED = ("checkpoints", "compiled", "data")
 
 
 def is_bucket(place: Any) -> bool:
     """Whether a work directory lies on an object store."""
-    return str(place).startswith(SCHEMES)
+    return str(place).startswith(SCHEME)
+
+
+def _path(place: str | os.PathLike[str]) -> Path:
+    """A local directory.
+
+    Raises:
+      UserError: it is in a store of another kind.
+    """
+    if "://" in str(place):
+        raise UserError(f"{place}: expected a local directory or {SCHEME}BUCKET/FOLDER")
+    return Path(place)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,18 +93,22 @@ def in_bucket(url: str, *, reading: bool = False) -> Storage:
 
 
 def to_write(workdir: str | os.PathLike[str]) -> Storage:
-    """The work directory of a run that is about to train."""
-    return in_bucket(str(workdir)) if is_bucket(workdir) else on_disk(Path(workdir))
+    """The work directory of a run that is about to train; raises as `folder`."""
+    return in_bucket(str(workdir)) if is_bucket(workdir) else on_disk(_path(workdir))
 
 
 def to_read(workdir: str | os.PathLike[str]) -> Storage:
-    """The work directory of a run whose model is used."""
-    return in_bucket(str(workdir), reading=True) if is_bucket(workdir) else on_disk(Path(workdir))
+    """The work directory of a run whose model is used; raises as `folder`."""
+    return in_bucket(str(workdir), reading=True) if is_bucket(workdir) else on_disk(_path(workdir))
 
 
 def folder(place: str | os.PathLike[str]) -> Any:
-    """A directory, here or in a bucket, as a path."""
-    return _remote(str(place)) if is_bucket(place) else Path(place)
+    """A directory, here or in a bucket, as a path.
+
+    Raises:
+      UserError: it is in a store that is no bucket of ours.
+    """
+    return _remote(str(place)) if is_bucket(place) else _path(place)
 
 
 @contextlib.contextmanager

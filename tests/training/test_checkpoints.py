@@ -7,11 +7,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 
 from lavit_jax.errors import UserError
 from lavit_jax.training import checksums
 from lavit_jax.training.checkpoints import (
+    MARK,
     REMOVED,
     Checkpoints,
     any_saved,
@@ -258,3 +261,25 @@ def test_a_full_disk_is_told_once_and_nothing_half_written_stays(tmp_path):
     assert done.stdout == f"cannot save to {tmp_path / 'c'}: File too large\n"
     assert done.stderr == ""
     assert not list((tmp_path / "c").iterdir())
+
+
+def test_in_a_bucket_the_mark_goes_first(tmp_path, monkeypatch):
+    place = epath.Path(tmp_path / "c")  # orbax marks nothing here, so we do
+    gone = []
+    delete = ocp.CheckpointManager.delete
+
+    def noted(manager, step):
+        gone.append((step, (place / str(step) / MARK).exists()))
+        delete(manager, step)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "delete", noted)
+    checkpoints = Checkpoints(place, Policy(newest=2))
+    for step in range(1, 6):
+        checkpoints.save(step, _state(float(step)), {"step": step})
+        checkpoints.wait()
+        (place / str(step) / MARK).touch()
+    assert gone == [(1, False), (2, False), (3, False)]
+    checkpoints.go_back(4, _abstract)
+    assert gone[3:] == [(5, False)]
+    assert checkpoints.steps() == [4]
+    checkpoints.close()

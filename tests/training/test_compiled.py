@@ -13,7 +13,7 @@ ARGUMENTS = (
 
 
 @pytest.mark.subprocess
-def test_going_on_asks_for_the_step_programs_that_were_kept(new_workdir, monkeypatch):
+def test_going_on_elsewhere_asks_for_the_step_programs_that_were_kept(new_workdir, monkeypatch):
     workdir = new_workdir()
     for name in (
         "JAX_COMPILATION_CACHE_DIR",
@@ -22,12 +22,13 @@ def test_going_on_asks_for_the_step_programs_that_were_kept(new_workdir, monkeyp
     ):
         monkeypatch.delenv(name, raising=False)
 
-    def steps():
+    def steps(workdir):
         return {path.name for path in (workdir / "compiled").glob("jit_step*-cache")}
 
     assert run_apart(workdir, *ARGUMENTS) == 0
-    before = steps()
+    before = steps(workdir)
     assert before
     shutil.rmtree(workdir / "checkpoints" / "4")
-    assert run_apart(workdir, *ARGUMENTS) == 0
-    assert steps() == before
+    moved = workdir.rename(workdir.with_name("moved"))
+    assert run_apart(moved, *ARGUMENTS) == 0
+    assert steps(moved) == before

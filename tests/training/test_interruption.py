@@ -8,6 +8,7 @@ import time
 import pytest
 
 from lavit_jax.training.interruption import HANDLED, Interruption, ending_well
+from processes import COUNT, environments
 
 
 def test_a_signal_is_remembered_and_work_goes_on():
@@ -113,8 +114,24 @@ def test_what_may_be_left_unfinished_is_left_at_once():
     assert done == ["begun"]
 
 
+class Others:
+    """What stands for other processes; `terminated` if one of them is."""
+
+    def __init__(self, terminated=False):
+        self.terminated, self.done = terminated, []
+
+    def tell(self):
+        self.done.append("told")
+
+    def told(self):
+        return self.terminated
+
+    def leave(self):
+        self.done.append("left")
+
+
 def test_one_of_several_processes_leaves_nothing_unfinished():
-    with Interruption(alone=False) as interruption:
+    with Interruption(others=Others()) as interruption:
         os.kill(os.getpid(), signal.SIGTERM)
         assert interruption.unless_requested(lambda: 5) == 5
 
@@ -177,12 +194,58 @@ def terminated(stopping, last):
         time.sleep(0.4)
 
 
-def test_what_goes_on_for_longer_is_left_unless_the_last_fails_or_there_are_others(leaves):
+def test_what_goes_on_for_longer_is_left_unless_the_last_fails(leaves):
     def fails():
         raise OSError("no room for a save under way")
 
     terminated(Interruption(), fails)
-    terminated(Interruption(alone=False), lambda: None)
     assert not leaves
     terminated(Interruption(), lambda: None)
     assert leaves == [0]
+
+
+def test_one_of_several_processes_tells_the_others_and_leaves_with_them(leaves):
+    others = Others()
+    terminated(Interruption(others=others), lambda: others.done.append("last"))
+    assert (others.done, leaves) == (["told", "last", "left"], [0])
+
+
+def test_one_that_another_was_terminated_of_leaves_too(leaves, monkeypatch):
+    monkeypatch.setattr("lavit_jax.training.interruption.POLL_SECONDS", 0.05)
+    for terminated, status in ((False, []), (True, [0])):
+        others = Others(terminated)
+        with Interruption(others=others) as stopping, stopping.nothing_to_lose(lambda: None):
+            time.sleep(0.4)
+        assert leaves == status
+    assert others.done == ["left"]
+
+
+PAIR = """
+import hashlib, sys
+from lavit_jax.parallel import peers, start
+from lavit_jax.training import interruption
+
+start.start()
+interruption.GRACE_SECONDS = 0.2
+with interruption.Interruption(others=peers.others()) as stopping:
+    with stopping.nothing_to_lose(lambda: print("last", flush=True)):
+        print("compiling", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", (1 << 31) - 1)
+"""
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize("index", range(COUNT))
+def test_while_a_program_compiles_sigterm_to_one_of_two_processes_ends_both(index):
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", PAIR], stdout=subprocess.PIPE, text=True, env=os.environ | env
+        )
+        for env in environments()
+    ]
+    for process in pair:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "compiling\n"
+    pair[index].send_signal(signal.SIGTERM)
+    assert [process.communicate(timeout=60)[0] for process in pair] == ["last\n"] * COUNT
+    assert [process.returncode for process in pair] == [0] * COUNT

@@ -99,3 +99,9 @@ def test_a_missing_client_is_named(bucket, monkeypatch):
     monkeypatch.setattr(storage, "_download", missing)
     with pytest.raises(UserError, match=r"gcsfs.*lavit_jax\[gcs\]"):
         storage.in_bucket(URL)
+
+
+@pytest.mark.parametrize("reach", [storage.to_write, storage.to_read, storage.folder])
+def test_another_store_is_refused(reach):
+    with pytest.raises(UserError, match=r"s3://bucket/run: expected .* gs://BUCKET/FOLDER"):
+        reach("s3://bucket/run")
