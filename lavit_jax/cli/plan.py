@@ -51,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--search",
         action="store_true",
-        help="try remat policies, rows per chip and mesh shapes of phases, and rank them; hours "
-        "at 7B",
+        help="try remat policies, rows per chip and mesh shapes of phases, and rank them; an "
+        "hour or two at 7B",
     )
     parser.add_argument(
         "--quick",

@@ -14,8 +14,8 @@ from lavit_jax.parallel.topology import Topology
 from lavit_jax.planning import jobs
 from lavit_jax.planning.plan import Plan, fits, memory_of, plan
 
-TENSOR = (1, 2, 4)
-MORE_OR_FEWER = 8
+MORE_TENSOR = 2
+MORE_OR_FEWER = 4
 # From least memory to most.
 REMAT = ("full", "context", "projections", "attention", "most", "dots", "none")
 # Those worth trying: vision blocks are small beside the rest of their step.
@@ -85,19 +85,18 @@ class Search:
         self,
         rows: Sequence[int] = ROWS_PER_CHIP,
         remat: Sequence[str] | None = None,
-        tensor: Sequence[int] = TENSOR,
         factor: int = MORE_OR_FEWER,
     ) -> list[Plan]:
         """The best of each remat policy, most rows that fit; then other mesh shapes for the best.
 
         Few rows use a chip less well than many, so of each policy only the most that fit are
-        costed; and a policy that keeps more leaves room for no more rows than the one before.
+        costed; and a policy that keeps more leaves room for no more rows than the one before. Then
+        the best gets more tensor parallelism, more copies and fewer, each for as long as it helps.
 
         Args:
           rows: a chip, from most to least.
           remat: policies, from least memory to most; by default all that differ.
-          tensor: chips that share heads, MLP and vocabulary.
-          factor: so many times as many, or as few, copies of the parameters are tried.
+          factor: so many times as many, or as few, copies of the parameters are tried at a time.
 
         Returns:
           The best plans that fit, the most useful tokens (or images) a second first.
@@ -107,42 +106,46 @@ class Search:
         """
         if remat is None:
             remat = POLICIES[self.config.phases[self.name].objective]
-        copies = self._copies()
-        made = list(self._down(rows, remat, tensor[0], copies))
-        shapes = [(parts, copies) for parts in tensor[1:]] + [(tensor[0], copies * factor)]
-        if copies % factor == 0:
-            shapes.append((tensor[0], copies // factor))
-        for parts, data in shapes if made else ():
-            best = max(made, key=_rate).job.settings
-            changed = Candidate(int(best["rows_per_chip"]), parts, best["remat"], data)
-            if (other := self._planned(changed)) is not None:
-                made.append(other)
+        made = dict(self._down(rows, remat))
         if not made:
             raise UserError(
                 f"{self.name} fits {self.topology.title} with none of the settings tried: more "
                 "chips would fit"
             )
-        return sorted(made, key=_rate, reverse=True)[:SHOWN]
+        for axis, times in (("tensor", MORE_TENSOR), ("data", factor), ("data", 1 / factor)):
+            self._climb(made, axis, times)
+        return sorted(made.values(), key=_rate, reverse=True)[:SHOWN]
 
-    def _copies(self) -> int:
-        """What the config's mesh has along `data` on this topology."""
+    def _climb(self, made: dict[Candidate, Plan], axis: str, times: float) -> None:
+        """Multiplies an axis of the best setting's mesh for as long as that makes it better."""
+        while True:
+            best = max(made, key=lambda each: _rate(made[each]))
+            size = getattr(best, axis) * times
+            changes: dict[str, Any] = {axis: int(size)}
+            changed = dataclasses.replace(best, **changes)
+            if size != int(size) or changed in made:
+                return
+            if (found := self._planned(changed)) is None:
+                return
+            made[changed] = found
+            if _rate(found) <= _rate(made[best]):
+                return
+
+    def _down(self, rows: Sequence[int], remat: Sequence[str]) -> Iterator[tuple[Candidate, Plan]]:
+        """Of each policy, from least memory to most, the most rows that fit on the same mesh."""
         mesh = {**self.config.mesh, "slice": self.topology.slices}
         sizes = mesh_sizes([mesh.get(axis, 1) for axis in AXES], self.topology.chips)
-        return sizes[AXES.index("data")]
-
-    def _down(
-        self, rows: Sequence[int], remat: Sequence[str], tensor: int, data: int
-    ) -> Iterator[Plan]:
-        """Of each policy, from least memory to most, the plan with the most rows that fit."""
+        tensor, data = (sizes[AXES.index(axis)] for axis in ("tensor", "data"))
         left = list(rows)
         for policy in remat:
             found = None
             while left and found is None:
-                found = self._planned(Candidate(left[0], tensor, policy, data))
+                candidate = Candidate(left[0], tensor, policy, data)
+                found = self._planned(candidate)
                 if found is None:
                     del left[0]
             if found is not None:
-                yield found
+                yield candidate, found
 
     def _planned(self, candidate: Candidate) -> Plan | None:
         """The plan of a setting; None where it is impossible or does not fit."""

@@ -156,11 +156,11 @@ def searched(name, topology=EIGHT, **tried):
 
 def test_a_search_passes_over_what_no_compiler_takes(monkeypatch):
     failing(EXHAUSTED, monkeypatch)
-    run, told = searched("unified", SMALL, rows=(2, 1), remat=("full",), tensor=(1,))
+    run, told = searched("unified", SMALL, rows=(2, 1), remat=("full",))
     with pytest.raises(UserError, match="fits .* with none of the settings tried"):
         run()
     assert len(told) == 2 and all("GB do not fit" in line for line in told)
-    run, told = searched("unified", EIGHT, rows=(1,), remat=("full",), tensor=(1,))
+    run, told = searched("unified", EIGHT, rows=(1,), remat=("full",))
     with pytest.raises(UserError, match="none of the settings tried"):
         run()  # there would be room, but its cost cannot be told
     assert "a chip has too little memory" in told[0]
@@ -194,12 +194,12 @@ def test_an_unknown_phase_names_those_there_are():
 
 
 def test_a_search_ranks_what_fits_by_what_it_does_in_a_second():
-    run, told = searched("encoder", rows=(2,), remat=("full",), tensor=(1,), factor=2)
+    run, told = searched("encoder", rows=(2,), remat=("full",), factor=2)
     found = run()
     rates = [made.job.workload.images / made.seconds for made in found]
-    assert len(told) == len(found) == 3
+    assert len(told) == len(found) == 5
     assert rates == sorted(rates, reverse=True)
-    assert {made.job.mesh.shape["data"] for made in found} == {2, 4, 8}
+    assert {made.job.mesh.shape["data"] for made in found} == {1, 2, 4, 8}
 
 
 def test_a_search_gives_each_policy_the_most_rows_that_fit(monkeypatch):
@@ -216,19 +216,19 @@ def test_a_search_gives_each_policy_the_most_rows_that_fit(monkeypatch):
 
     monkeypatch.setattr(search, "memory_of", memory)
     monkeypatch.setattr(search, "plan", plan_of)
-    run, told = searched("unified", remat=tuple(room), tensor=(1, 2), factor=2)
+    run, told = searched("unified", remat=tuple(room), factor=2)
     ranked = [(m.job.mesh.shape, m.job.settings) for m in run()]
     found = [
         (s["data"], s["fsdp"], s["tensor"], of["rows_per_chip"], of["remat"]) for s, of in ranked
     ]
     assert found == [
-        (8, 1, 1, 8, "full"),  # the best of the config's own mesh on others
+        (8, 1, 1, 8, "full"),  # the best of the config's own mesh, with more copies
         (4, 2, 1, 8, "full"),
         (4, 2, 1, 8, "context"),
         (4, 1, 2, 8, "full"),
-        (2, 4, 1, 8, "full"),
+        (4, 2, 1, 2, "most"),
     ]
-    # Besides those: 2 rows of "most", 8 and 4 of it; 2 and 1 of "none".
+    # Besides those: 8 and 4 rows of "most", 2 and 1 of "none", and more copies than devices.
     assert len(told) == 5 + 5
 
 
