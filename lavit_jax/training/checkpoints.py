@@ -331,9 +331,8 @@ def any_saved(directory: Any) -> bool:
 
 def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:
     disk.hush_orbax()
-    return ocp.CheckpointManager(
-        directory.absolute(), options=ocp.CheckpointManagerOptions(**options)
-    )
+    whole = directory.absolute() if isinstance(directory, Path) else directory
+    return ocp.CheckpointManager(whole, options=ocp.CheckpointManagerOptions(**options))
 
 
 def _newest_readable(

@@ -77,9 +77,7 @@ def in_bucket(url: str, *, reading: bool = False) -> Storage:
       UserError: it cannot be reached.
     """
     # Readers of one machine must not take files from under each other.
-    of = f"read-{os.getpid()}" if reading else jax.process_index()
-    name = f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{of}"
-    local = Path(tempfile.gettempdir()) / "lavit_jax" / name
+    local = mirror(url, f"read-{os.getpid()}" if reading else str(jax.process_index()))
     if reading:
         atexit.register(shutil.rmtree, local, ignore_errors=True)
     remote = _remote(url)
@@ -90,6 +88,17 @@ def in_bucket(url: str, *, reading: bool = False) -> Storage:
     writes = jax.process_index() == 0 and not reading
     publish = (lambda: _upload(local, remote, sent)) if writes else lambda: None
     return Storage(url, local, remote / "checkpoints", publish)
+
+
+def mirror(url: str, of: str) -> Path:
+    """The local directory before a bucket.
+
+    Args:
+      url: `gs://BUCKET/FOLDER`.
+      of: whose it is.
+    """
+    name = f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{of}"
+    return Path(tempfile.gettempdir()) / "lavit_jax" / name
 
 
 def to_write(workdir: str | os.PathLike[str]) -> Storage:
