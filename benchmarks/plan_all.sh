@@ -52,6 +52,8 @@ for preset in "${presets[@]}"; do
   of_preset pixels configs/pixel_decoder.py:PRESET "$preset"
   of_preset generation configs/unified_7b.py:PRESET "$preset" --phase prefill --phase decode
 done
+# An hour or two.
+plan search-v5p-128 configs/unified_7b.py:v5p-128 v5p-128 1 --phase unified --search
 of_preset pixels-sdxl configs/pixel_decoder.py:PRESET,sdxl v5p-128
 
 python benchmarks/plan_table.py "$out" >"$out/plans.md"

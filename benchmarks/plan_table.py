@@ -35,6 +35,7 @@ def main(folder: str) -> None:
     _table(COLUMNS, (_line(stem, each) for stem in _order(found) for each in found[stem]))
     _parts(Path(folder))
     _scaling(found)
+    _search(found)
     print("\n## Collectives\n")
     print(
         "Of stage two on all presets and of the rest on v5p-128, by array: how often a step, and "
@@ -55,7 +56,7 @@ def main(folder: str) -> None:
 
 def _order(found: dict[str, Any]) -> list[str]:
     """Of presets, config by config."""
-    stems = [stem for stem in found if not stem.startswith("scaling")]
+    stems = [stem for stem in found if not stem.startswith(("scaling", "search"))]
     return sorted(stems, key=lambda stem: max(i for i, n in enumerate(NAMES) if stem.startswith(n)))
 
 
@@ -141,6 +142,18 @@ def _scaling(found: dict[str, list[Entry]]) -> None:
             for entry in plans
         ),
     )
+
+
+def _search(found: dict[str, list[Entry]]) -> None:
+    """The best of what `--search` tried."""
+    for stem, entries in found.items():
+        if stem.startswith("search-"):
+            where = stem.removeprefix("search-")
+            print(f"\n## Search\n\nStage two on {where}: what `--search` ranks first.\n")
+            _table(
+                ("mesh", "rows/chip", "remat", "peak HBM", "sent", "step", "MFU bound"),
+                (tuple(_line(stem, each)[at] for at in (2, 3, 4, 5, 8, 9, 12)) for each in entries),
+            )
 
 
 def _collectives(stem: str, entry: Entry) -> None:

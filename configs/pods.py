@@ -18,8 +18,8 @@ class Pod(NamedTuple):
 
 
 # ViT-g's width, 1408, divides over 128 chips but not over 256, and what does not divide stays whole
-# on every chip: 8 GiB there. Where there is room, 16 chips share a copy: of 64, each would have parts
-# of ViT-g so thin that a TPU sums where it should gather, at more than twice the traffic.
+# on every chip: 8 GiB there. Where there is room, 16 chips share a copy: of 64, each would have
+# parts of ViT-g so thin that a TPU sums where it should gather, at more than twice the traffic.
 PRESETS = {
     "v4-128": Pod(data=4),
     "v5e-256": Pod(data=2),
