@@ -15,6 +15,7 @@ import random
 import signal
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ LATEST = 6.0  # seconds after a launch's first step: some saves and removals
 def unreadable(place: Any) -> list[int]:
     """Steps of checkpoints that count as complete and cannot be restored."""
     wrong = []
+    warnings.simplefilter("ignore")  # that it was not told of devices
     for step in saved_steps(place):
         try:
             with ocp.PyTreeCheckpointer() as checkpointer:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec.config
 import jax
 from etils import epath
 
@@ -151,6 +152,9 @@ def files(folder: Any) -> Iterator[Any]:
 
 
 def _remote(url: str) -> epath.Path:
+    # Orbax writes behind the client's back, and so do other processes: lists it keeps grow old.
+    for name in ("gs", "gcs"):
+        fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False
     return epath.Path(url)
 
 

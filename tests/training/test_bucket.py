@@ -54,3 +54,11 @@ def test_a_killed_run_in_a_bucket_goes_on_as_one_on_a_disk_that_nobody_disturbed
     assert kills.examples_seen(log) == kills.examples_seen(whole_run / "batches.log")
     held, complete = checkpoints(server)
     assert held == complete == set(saved_steps(whole_run / "checkpoints"))
+
+
+def test_what_others_have_written_meanwhile_is_seen(server):
+    place = storage.folder(f"gs://{BUCKET}/seen")
+    (place / "a").write_text("a")
+    assert [path.name for path in place.iterdir()] == ["a"]
+    server.store.put((BUCKET, "seen/b"), b"b")
+    assert sorted(path.name for path in place.iterdir()) == ["a", "b"]
