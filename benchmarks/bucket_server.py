@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import email
 import email.policy
+import itertools
 import json
 import re
 import threading
@@ -206,10 +207,9 @@ class _Handler(BaseHTTPRequestHandler):
             kind = self.wanted.get("uploadType")
             if kind == "resumable":
                 name = self.wanted.get("name") or json.loads(self.body)["name"]
-                self.server.uploads[len(self.server.uploads)] = bytearray()
-                query = urllib.parse.urlencode(
-                    {"name": name, "upload": len(self.server.uploads) - 1}
-                )
+                upload = next(self.server.numbers)
+                self.server.uploads[upload] = bytearray()
+                query = urllib.parse.urlencode({"name": name, "upload": upload})
                 host = self.headers["Host"]
                 self._send(HTTPStatus.OK, b"", Location=f"http://{host}{self.where}?{query}")
                 return
@@ -250,13 +250,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _parts(self) -> tuple[dict[str, Any], bytes]:
         """An upload in two parts: what is said of the object, and its bytes."""
-        boundary = self._message().get_boundary("")
-        _, first, second, _ = self.body.split(b"--" + boundary.encode(), 3)
-        described = json.loads(first.partition(b"\r\n\r\n")[2] or first.partition(b"\n\n")[2])
-        head, found, data = second.partition(b"\r\n\r\n")
-        if not found or b"\n\n" in head:
-            data = second.partition(b"\n\n")[2]
-        return described, data.removesuffix(b"\n").removesuffix(b"\r")
+        boundary = b"--" + self._message().get_boundary("").encode()
+        line = b"\r\n" if self.body.startswith(boundary + b"\r\n") else b"\n"
+        _, first, second, _ = self.body.split(boundary, 3)
+        described = json.loads(first.partition(2 * line)[2])
+        return described, second.partition(2 * line)[2].removesuffix(line)
 
     def _batch(self) -> None:
         """Deletions, many in one request."""
@@ -327,6 +325,7 @@ class Server(ThreadingHTTPServer):
         self.store, self.verbose = Store(), verbose
         self.port = self.server_address[1]
         self.uploads: dict[int, bytearray] = {}
+        self.numbers = itertools.count()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if self.verbose:  # clients that are killed break off

@@ -183,9 +183,24 @@ class Others:
         except jax.errors.JaxRuntimeError:  # not set, or the coordinator is lost
             return False
 
+    def leaves(self, number: int, leave: bool) -> bool:
+        """Whether all leave some work, or go on: what the first of them wants that asks.
+
+        Args:
+          number: of the work, the same in each process.
+          leave: what this one wants.
+        """
+        key = f"lavit/leaves/{number}"
+        try:
+            _set(key, str(leave))
+        except jax.errors.JaxRuntimeError:  # one has asked before
+            return _wait_for(key) == str(True)
+        return leave
+
     def leave(self) -> None:
         """Waits until all of them end, a while at most; the first one is the coordinator."""
-        if _all_leave() and jax.process_index() == 0:
+        _all_leave()
+        if jax.process_index() == 0:
             time.sleep(FIRST_LEAVES_SECONDS)
 
 

@@ -112,18 +112,22 @@ class Search:
                 f"{self.name} fits {self.topology.title} with none of the settings tried: more "
                 "chips would fit"
             )
-        for axis, times in (("tensor", MORE_TENSOR), ("data", factor), ("data", 1 / factor)):
-            self._climb(made, axis, times)
+        for axis, times, over in (
+            ("tensor", MORE_TENSOR, 1),
+            ("data", factor, 1),
+            ("data", 1, factor),
+        ):
+            self._climb(made, axis, times, over)
         return sorted(made.values(), key=_rate, reverse=True)[:SHOWN]
 
-    def _climb(self, made: dict[Candidate, Plan], axis: str, times: float) -> None:
-        """Multiplies an axis of the best setting's mesh for as long as that makes it better."""
+    def _climb(self, made: dict[Candidate, Plan], axis: str, times: int, over: int) -> None:
+        """Goes on making an axis of the best setting's mesh larger or smaller while that helps."""
         while True:
             best = max(made, key=lambda each: _rate(made[each]))
-            size = getattr(best, axis) * times
-            changes: dict[str, Any] = {axis: int(size)}
+            size, left = divmod(getattr(best, axis) * times, over)
+            changes: dict[str, Any] = {axis: size}
             changed = dataclasses.replace(best, **changes)
-            if size != int(size) or changed in made:
+            if left or changed in made:
                 return
             if (found := self._planned(changed)) is None:
                 return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import functools
 import json
 import os
 import shutil
@@ -72,7 +71,6 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             todelete_subdir=REMOVED if here else None,
         )
-        self._superfluous: list[int] = []  # in a bucket, once the save under way is complete
         self._delete_removed()
         self._identity = _identity(directory)
         self._settled = threading.Event()  # no save is under way
@@ -93,10 +91,8 @@ class Checkpoints:
             return
         self._check_directory()
         self.wait()  # as orbax would; a save takes old ones away, so none may still be summed
+        self.prune()
         self._preservation.metrics[step] = position.get("metrics", {})
-        if not isinstance(self.directory, Path):
-            # Before the processes meet in the save: none has removed anything by then.
-            self._superfluous = self._preservation.superfluous([*self.steps(), step])
         copies = jax.tree.map(_one_copy, state)
         self._guarded(
             lambda: self._manager.save(
@@ -138,9 +134,12 @@ class Checkpoints:
         """Restores an older checkpoint and takes away those after it."""
         self.wait()
         found = _restore(self._manager, step, abstract)
-        for later in self.steps():
-            if later > step:
-                self._remove(later)
+        later = [each for each in self.steps() if each > step]
+        if isinstance(self.directory, Path):
+            for each in later:
+                self._manager.delete(each)
+        else:
+            self._remove_from_bucket(lambda: later)
         self._manager.wait_until_finished()
         self._delete_removed()
         return found
@@ -164,7 +163,6 @@ class Checkpoints:
             self._summing.join()
             self._check_directory()
         self._delete_removed()
-        self._prune()
 
     def close(self) -> None:
         """Blocks until every save is on disk; nothing can be saved afterwards.
@@ -175,16 +173,35 @@ class Checkpoints:
         self.wait()
         self._guarded(self._manager.close)
 
-    def _prune(self) -> None:
-        """Takes away what no policy keeps from a bucket: orbax would not remove the mark first."""
-        while self._superfluous:
-            self._guarded(functools.partial(self._remove, self._superfluous.pop()))
+    def prune(self) -> None:
+        """Takes away what no policy keeps from a bucket; on a disk orbax does after every save.
 
-    def _remove(self, step: int) -> None:
-        """Takes a checkpoint away; from its first moment on it counts as none."""
-        if not isinstance(self.directory, Path) and jax.process_index() == 0:
-            (self.directory / str(step) / MARK).unlink(missing_ok=True)
-        self._manager.delete(step)
+        Every process asks, none while a save is under way. What cannot be taken away stays.
+        """
+        if isinstance(self.directory, Path):
+            return
+
+        def superfluous() -> Sequence[int]:
+            try:
+                return self._preservation.superfluous(self.steps())
+            except Exception as error:  # whatever a store's client raises; later it may answer
+                _tell(f"warning: old checkpoints stay for now: {_reason(error)}")
+                return ()
+
+        self._remove_from_bucket(superfluous)
+
+    def _remove_from_bucket(self, chosen: Callable[[], Sequence[int]]) -> None:
+        """Takes away the steps that the first process chooses; all of them know afterwards."""
+
+        def remove() -> None:
+            for step in chosen():
+                try:
+                    remove_from_bucket(self.directory / str(step))
+                except Exception as error:  # whatever a store's client raises
+                    _tell(f"warning: step {step} is not removed: {_reason(error)}")
+
+        peers.of_first(remove)
+        self._manager.reload()
 
     def _delete_removed(self) -> None:
         if not isinstance(self.directory, Path) or jax.process_index() != 0:
@@ -259,11 +276,21 @@ class _Preservation:
 
 
 def read_means(folder: Any) -> dict[str, float]:
-    """The metrics a checkpoint was saved with; none where they cannot be read."""
+    """The metrics a checkpoint was saved with; none where there are none.
+
+    Raises:
+      OSError, or what a store's client raises: they cannot be read now.
+    """
     try:
         return dict(json.loads((folder / "position" / "metadata").read_text())["metrics"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return {}
+
+
+def remove_from_bucket(folder: Any) -> None:
+    """Takes a checkpoint away that counts as none from the first moment on."""
+    (folder / MARK).unlink(missing_ok=True)
+    folder.rmtree()
 
 
 def read_latest(directory: Path, abstract: Abstract) -> Saved | None:

@@ -43,6 +43,14 @@ class Others(Protocol):
     def told(self) -> bool:
         """Whether one of them, or this one, is to end."""
 
+    def leaves(self, number: int, leave: bool) -> bool:
+        """Whether all leave some work, or go on: what the first of them wants that asks.
+
+        Args:
+          number: of the work, the same in each process.
+          leave: what this one wants.
+        """
+
     def leave(self) -> None:
         """Waits until all of them are about to end."""
 
@@ -69,6 +77,7 @@ class Interruption:
         self._agree, self._others = agree, others
         self._signal: signal.Signals | None = None
         self._leaves_off = False
+        self._works = 0
         self._before: dict[signal.Signals, Any] = {}
 
     def requested(self) -> bool:
@@ -114,7 +123,8 @@ class Interruption:
         """Within, SIGTERM ends what takes over `GRACE_SECONDS` more, as a kill would but for the 0.
 
         No handler of Python's runs while a program compiles, and that may take longer than there
-        is time. Of several processes all end, whichever got the signal; all of them are within.
+        is time. Of several processes all end, whichever got the signal: they enter one by one and
+        come to the end together.
 
         Args:
           last: is done before, on a thread of its own; where it raises, nothing is ended.
@@ -125,24 +135,27 @@ class Interruption:
         numbers, woken = os.pipe()
         os.set_blocking(woken, False)
         over, one = threading.Event(), threading.Lock()
+        self._works += 1
+        number, others = self._works, self._others
 
         def watch() -> None:
-            if not self._terminated(numbers) or over.wait(GRACE_SECONDS):
-                return
-            with one, contextlib.suppress(Exception):
-                if not over.is_set():
+            while self._terminated(numbers) and not over.wait(GRACE_SECONDS):
+                with one, contextlib.suppress(Exception):
+                    if over.is_set() or (others is not None and not others.leaves(number, True)):
+                        return
                     last()
-                    if self._others is not None:
-                        self._others.leave()
-                    os.write(2, b"\nSIGTERM: stopped; all is saved\n")
-                    os._exit(0)
+                    _end(others)
 
         watching = threading.Thread(target=watch, name="sigterm", daemon=True)
         watching.start()
         before = signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
         try:
             self.stop_if_requested()  # by a signal from before
+            if self._signal is signal.SIGTERM:  # of which the others do not know yet
+                os.write(woken, bytes([signal.SIGTERM]))
             yield
+            if others is not None and others.leaves(number, False):
+                watching.join()  # it is about to end this process
         finally:
             with one:
                 over.set()
@@ -157,9 +170,11 @@ class Interruption:
         Args:
           numbers: where signals' numbers come from.
         """
-        pause = None if self._others is None else POLL_SECONDS
+        poll = select.poll()
+        poll.register(numbers, select.POLLIN)
+        pause = None if self._others is None else POLL_SECONDS * 1000
         while True:
-            if select.select([numbers], [], [], pause)[0]:
+            if poll.poll(pause):
                 received = os.read(numbers, 1)
                 if not received:
                     return False
@@ -201,3 +216,13 @@ class Interruption:
             os.write(2, line.encode())
             if self._leaves_off:
                 raise _LeftOff
+
+
+def _end(others: Others | None) -> None:
+    """Ends this process, all of them where there are several."""
+    try:
+        if others is not None:
+            others.leave()
+        os.write(2, b"\nSIGTERM: stopped; all is saved\n")
+    finally:
+        os._exit(0)

@@ -17,7 +17,12 @@ from ml_collections import ConfigDict
 
 from lavit_jax.errors import UserError
 from lavit_jax.training import checksums, storage
-from lavit_jax.training.checkpoints import MARK, finished, read_json, read_means
+from lavit_jax.training.checkpoints import (
+    finished,
+    read_json,
+    read_means,
+    remove_from_bucket,
+)
 from lavit_jax.training.retention import Facts, Policy, kept
 from lavit_jax.training.schedule import Phase, make_schedule, phase_at
 
@@ -112,8 +117,7 @@ def remove(entries: Sequence[Entry]) -> None:
     """Takes checkpoints away; one half removed is never taken for complete."""
     for each in reversed(entries):  # what was half removed before what has its number now
         if not isinstance(each.path, Path):
-            (each.path / MARK).unlink(missing_ok=True)
-            each.path.rmtree()
+            remove_from_bucket(each.path)
             continue
         aside = each.path.with_suffix(PRUNED)
         if each.path != aside:
@@ -154,7 +158,7 @@ def _entry(path: Any, phases: Sequence[Phase], verify: bool) -> Entry:
         time=_iso(max((written for _, written in files), default=0)),
         complete=complete,
         checksums=_checksums(path, verify) if path.name.isdigit() else MISSING,
-        metrics=read_means(path),
+        metrics=_means(path),
     )
 
 
@@ -164,6 +168,13 @@ def _facts(file: Any) -> tuple[int, float]:
     if isinstance(file, Path):
         return found.st_size, found.st_mtime
     return found.length, found.mtime
+
+
+def _means(path: Any) -> dict[str, float]:
+    try:
+        return read_means(path)
+    except OSError:  # there is more to say of it
+        return {}
 
 
 def _iso(written: float) -> str:

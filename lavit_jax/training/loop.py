@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -68,12 +68,14 @@ def fit(run: Run) -> TrainState:
                     resumed = found if phase.start < done else None
                     begin = functools.partial(_begin, run, phase, current, resumed, interruption)
                     # Until its first step there is nothing to save that is not saved.
-                    with session.nothing_to_lose():
+                    with contextlib.ExitStack() as nothing_to_lose:
+                        nothing_to_lose.enter_context(session.nothing_to_lose())
                         begun = interruption.unless_requested(begin)
                         interruption.stop_if_requested()
-                    assert begun is not None
-                    current = session.run_phase(phase, *begun)
+                        assert begun is not None
+                        current = session.run_phase(phase, *begun, nothing_to_lose.close)
                 checkpoints.wait()
+                checkpoints.prune()
         interruption.stop_if_requested()
     assert current is not None
     return current
@@ -144,10 +146,20 @@ class _Session:
         if done:
             self._goodput.restarts()
 
-    def run_phase(self, phase: Phase, current: TrainState, data: Batches) -> TrainState:
-        """All steps of a phase that are left, each checkpoint after its metrics."""
+    def run_phase(
+        self, phase: Phase, current: TrainState, data: Batches, begun: Callable[[], None]
+    ) -> TrainState:
+        """All steps of a phase that are left, each checkpoint after its metrics.
+
+        Args:
+          phase: which.
+          current: the state before them.
+          data: their batches.
+          begun: is called once the step is compiled, in all processes.
+        """
         run, spending = self._run, self._goodput.spending
-        step_fn = goodput.first_call(phase_start.compiled_step(run, phase), self._compiling)
+        compiling = functools.partial(self._compiling, begun)
+        step_fn = goodput.first_call(phase_start.compiled_step(run, phase), compiling)
         recorder = Recorder(run, phase, self._writer)
         metrics: dict[str, Any] = {}
         drawn = False
@@ -168,7 +180,8 @@ class _Session:
                     recorder.flush()
                     self._give_up_if_useless(recorder, current, data)
                 sheet = _due(step, run.config.log.sample_every, phase)
-                first = sheet and not drawn  # it compiles programs of its own
+                # It compiles programs of its own.
+                first = sheet and not drawn and samples.drawn(phase)
                 if first or _due(step, run.config.checkpoint.every, phase):
                     self._save(recorder, current, data)
                 if sheet:
@@ -190,10 +203,11 @@ class _Session:
         return self._interruption.nothing_to_lose(self._stopped)
 
     @contextlib.contextmanager
-    def _compiling(self) -> Iterator[None]:
-        with self._goodput.spending("compile"), self.nothing_to_lose():
+    def _compiling(self, begun: Callable[[], None]) -> Iterator[None]:
+        with self._goodput.spending("compile"):
             yield
             peers.meet()  # no step ends before all have compiled; until then none needs the others
+            begun()
 
     def _stopped(self) -> None:
         """Leaves everything as the end of a stopped launch does."""

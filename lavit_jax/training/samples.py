@@ -23,6 +23,11 @@ COUNT = 8
 SPLIT = "test_combo"
 
 
+def drawn(phase: Phase) -> bool:
+    """Whether a phase has sheets: it has pictures to show, and this process all parameters."""
+    return phase.config["objective"] != "contrastive" and jax.process_count() == 1
+
+
 def write(run: Run, phase: Phase, current: TrainState, step: int) -> None:
     """Writes `STEP-PHASE.png`, made from pictures that are never trained on.
 
@@ -32,9 +37,9 @@ def write(run: Run, phase: Phase, current: TrainState, step: int) -> None:
     the averaged weights paint from their ids. The contrastive phase has nothing to show. Runs of
     several processes write none: no process has all of the parameters.
     """
-    objective = phase.config["objective"]
-    if objective == "contrastive" or jax.process_count() > 1:
+    if not drawn(phase):
         return
+    objective = phase.config["objective"]
     records = _records(run)
     size = run.config.model.image_size
     pictures = [image_data.resize(record["image"], size) for record in records]

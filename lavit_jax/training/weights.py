@@ -27,7 +27,7 @@ class Weights(NamedTuple):
 
 def check(source: str) -> None:
     """Raises a `UserError` for a folder that does not exist."""
-    if not storage.is_bucket(source) and not Path(source).is_dir():
+    if not storage.is_bucket(source) and not storage.folder(source).is_dir():
         raise UserError(f"config.start_from={source!r}: no such folder")
 
 

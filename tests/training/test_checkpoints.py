@@ -263,23 +263,84 @@ def test_a_full_disk_is_told_once_and_nothing_half_written_stays(tmp_path):
     assert not list((tmp_path / "c").iterdir())
 
 
-def test_in_a_bucket_the_mark_goes_first(tmp_path, monkeypatch):
-    place = epath.Path(tmp_path / "c")  # orbax marks nothing here, so we do
-    gone = []
-    delete = ocp.CheckpointManager.delete
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A folder that stands for one: orbax marks nothing there, so `put` does; and what is removed,
+    with whether it had its mark by then."""
+    place, gone = epath.Path(tmp_path / "c"), []
+    rmtree = type(place).rmtree
 
-    def noted(manager, step):
-        gone.append((step, (place / str(step) / MARK).exists()))
-        delete(manager, step)
+    def noted(folder, *args, **kwargs):
+        gone.append((folder.name, (folder / MARK).exists()))
+        rmtree(folder, *args, **kwargs)
 
-    monkeypatch.setattr(ocp.CheckpointManager, "delete", noted)
+    monkeypatch.setattr(type(place), "rmtree", noted)
+    return place, gone
+
+
+def put(checkpoints, step):
+    checkpoints.save(step, _state(float(step)), {"step": step})
+    checkpoints.wait()
+    (checkpoints.directory / str(step) / MARK).touch()
+
+
+def test_in_a_bucket_the_mark_goes_first_and_what_stays_is_complete(bucket):
+    place, gone = bucket
     checkpoints = Checkpoints(place, Policy(newest=2))
     for step in range(1, 6):
-        checkpoints.save(step, _state(float(step)), {"step": step})
-        checkpoints.wait()
-        (place / str(step) / MARK).touch()
-    assert gone == [(1, False), (2, False), (3, False)]
+        put(checkpoints, step)
+    assert gone == [("1", False), ("2", False)]  # the third goes when the next save begins
+    checkpoints.prune()
+    assert gone[2:] == [("3", False)]
     checkpoints.go_back(4, _abstract)
-    assert gone[3:] == [(5, False)]
+    assert gone[3:] == [("5", False)]
     assert checkpoints.steps() == [4]
     checkpoints.close()
+
+
+def test_a_save_that_fails_takes_nothing_from_a_bucket(bucket, monkeypatch):
+    place, gone = bucket
+    checkpoints = Checkpoints(place, Policy(newest=1))
+    put(checkpoints, 1)
+
+    def fails(*args, **kwargs):
+        raise OSError("the store is away")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", fails)
+    with pytest.raises(UserError, match="the store is away; step 1 is the newest that is whole"):
+        checkpoints.save(2, _state(2.0), {"step": 2})
+    checkpoints.close()
+    assert not gone
+
+
+def test_a_run_in_a_bucket_goes_back_to_what_the_next_save_would_take_away(bucket):
+    place, _ = bucket
+    checkpoints = Checkpoints(place, Policy(newest=1))
+    put(checkpoints, 1)
+    put(checkpoints, 2)
+    assert checkpoints.go_back(1, _abstract).step == 1
+    assert checkpoints.steps() == [1]
+    checkpoints.close()
+
+
+def test_what_cannot_be_judged_or_removed_stays(bucket, monkeypatch, capsys):
+    place, gone = bucket
+    checkpoints = Checkpoints(place, Policy(newest=1))
+    put(checkpoints, 1)
+    put(checkpoints, 2)
+
+    def fails(folder):
+        raise RuntimeError("429 Too Many Requests")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lavit_jax.training.checkpoints.remove_from_bucket", fails)
+        checkpoints.prune()
+    assert "step 1 is not removed: 429 Too Many" in capsys.readouterr().err
+    checkpoints._preservation.metrics.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr("lavit_jax.training.checkpoints.read_means", fails)
+        checkpoints.prune()
+    assert "old checkpoints stay for now: 429 Too Many" in capsys.readouterr().err
+    assert not gone
+    checkpoints.close()
+    assert checkpoints.steps() == [1, 2]

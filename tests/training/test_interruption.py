@@ -115,16 +115,19 @@ def test_what_may_be_left_unfinished_is_left_at_once():
 
 
 class Others:
-    """What stands for other processes; `terminated` if one of them is."""
+    """What stands for other processes; `terminated` if one of them is, `on` if they go on."""
 
-    def __init__(self, terminated=False):
-        self.terminated, self.done = terminated, []
+    def __init__(self, terminated=False, on=False):
+        self.terminated, self.on, self.done = terminated, on, []
 
     def tell(self):
         self.done.append("told")
 
     def told(self):
         return self.terminated
+
+    def leaves(self, number, leave):
+        return leave and not self.on
 
     def leave(self):
         self.done.append("left")
@@ -210,14 +213,29 @@ def test_one_of_several_processes_tells_the_others_and_leaves_with_them(leaves):
     assert (others.done, leaves) == (["told", "last", "left"], [0])
 
 
+def test_one_of_several_processes_goes_on_where_the_others_do(leaves):
+    others = Others(on=True)
+    terminated(Interruption(others=others), lambda: others.done.append("last"))
+    assert (others.done, leaves) == (["told"], [])
+
+
+def test_the_others_are_told_of_a_signal_from_before(leaves):
+    others = Others()
+    with Interruption(agree=lambda mine: False, others=others) as stopping:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with stopping.nothing_to_lose(lambda: None):
+            time.sleep(0.4)
+    assert (others.done, leaves) == (["told", "left"], [0])
+
+
 def test_one_that_another_was_terminated_of_leaves_too(leaves, monkeypatch):
     monkeypatch.setattr("lavit_jax.training.interruption.POLL_SECONDS", 0.05)
-    for terminated, status in ((False, []), (True, [0])):
+    for terminated in (False, True):
         others = Others(terminated)
         with Interruption(others=others) as stopping, stopping.nothing_to_lose(lambda: None):
             time.sleep(0.4)
-        assert leaves == status
-    assert others.done == ["left"]
+        assert set(leaves) == ({0} if terminated else set())  # here no exit is the last
+        assert ("left" in others.done) == terminated
 
 
 PAIR = """
@@ -243,9 +261,13 @@ def test_while_a_program_compiles_sigterm_to_one_of_two_processes_ends_both(inde
         )
         for env in environments()
     ]
-    for process in pair:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "compiling\n"
-    pair[index].send_signal(signal.SIGTERM)
-    assert [process.communicate(timeout=60)[0] for process in pair] == ["last\n"] * COUNT
-    assert [process.returncode for process in pair] == [0] * COUNT
+    try:
+        for process in pair:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "compiling\n"
+        pair[index].send_signal(signal.SIGTERM)
+        assert [process.communicate(timeout=60)[0] for process in pair] == ["last\n"] * COUNT
+        assert [process.returncode for process in pair] == [0] * COUNT
+    finally:
+        for process in pair:
+            process.kill()

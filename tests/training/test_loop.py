@@ -194,7 +194,7 @@ def test_sigterm_leaves_off_what_is_long_and_saves_the_step_that_is_done(
     assert (stopped.value.code, losses(workdir)[-1][0]) == (0, 16)
     assert not ended
     assert (workdir / "checkpoints" / "16").is_dir()
-    # While a phase begins, its step compiles and its first sheet does, where no handler may run.
+    # While a phase begins and its step compiles, and its first sheet does: no handler may run.
     seen = []
 
     @contextlib.contextmanager
@@ -205,7 +205,7 @@ def test_sigterm_leaves_off_what_is_long_and_saves_the_step_that_is_done(
 
     monkeypatch.setattr(Interruption, "nothing_to_lose", left)
     train(config, workdir)
-    assert seen == [["stopped", 16], ["stopped", 16], ["stopped", 20]]
+    assert seen == [["stopped", 16], ["stopped", 20]]
     assert read_metrics(workdir / "metrics.jsonl") == read_metrics(whole_run / "metrics.jsonl")
 
 
