@@ -73,6 +73,7 @@ class Checkpoints:
         )
         self._delete_removed()
         self._identity = _identity(directory)
+        self._newest: int | None = None  # the step that was saved last
         self._settled = threading.Event()  # no save is under way
         self._summing: threading.Thread | None = None
 
@@ -93,6 +94,7 @@ class Checkpoints:
         self.wait()  # as orbax would; a save takes old ones away, so none may still be summed
         self.prune()
         self._preservation.metrics[step] = position.get("metrics", {})
+        self._newest = step
         copies = jax.tree.map(_one_copy, state)
         self._guarded(
             lambda: self._manager.save(
@@ -161,6 +163,8 @@ class Checkpoints:
         self._settled.set()
         if self._summing is not None:
             self._summing.join()
+            if _identity(self.directory) != self._identity:  # the whole save went to a new one
+                self._discard_unfinished()
             self._check_directory()
         self._delete_removed()
 
@@ -233,6 +237,8 @@ class Checkpoints:
         disk.remove_unfinished(lambda: self.directory.glob(UNFINISHED))
         if _identity(self.directory) != self._identity:  # made anew by the save, if it is there
             with contextlib.suppress(OSError):
+                if [path.name for path in self.directory.iterdir()] == [str(self._newest)]:
+                    shutil.rmtree(self.directory / str(self._newest))
                 self.directory.rmdir()
                 self.directory.parent.rmdir()
 

@@ -201,6 +201,23 @@ def test_a_directory_that_vanished_is_one_clear_error_and_not_made_again(tmp_pat
     assert not (tmp_path / "c").exists()
 
 
+def test_a_directory_that_a_whole_save_made_anew_goes(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    checkpoints = Checkpoints(tmp_path / "run" / "c", Policy(3))
+    save = ocp.CheckpointManager.save
+
+    def moved(*args, **kwargs):
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
+        (tmp_path / "run" / "c").mkdir(parents=True)
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", moved)
+    with pytest.raises(UserError, match=r"cannot save: .*run/c has vanished$"):
+        checkpoints.save(10, _state(10.0), {"step": 10})
+        checkpoints.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+
+
 def test_a_directory_moved_away_in_the_middle_of_a_save_is_not_made_again(tmp_path):
     (tmp_path / "run").mkdir()
     checkpoints = Checkpoints(tmp_path / "run" / "c", Policy(3))
