@@ -119,9 +119,9 @@ def conv(
     )
 
 
-def own_pictures(x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+def own_pictures(x: Float[Array, "B *S C"]) -> Float[Array, "B *S C"]:
     """Every device keeps whole pictures; where they are small, XLA would rather split channels."""
-    return placement.constrain(x_BHWC, "batch", None, None, None)
+    return placement.constrain(x, "batch", *[None] * (x.ndim - 1))
 
 
 class GroupNorm(nn.Module):

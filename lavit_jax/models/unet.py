@@ -24,6 +24,7 @@ from lavit_jax.models.convolutions import (
     Upsample,
     conv,
     flat_places,
+    own_pictures,
 )
 from lavit_jax.models.pixel_config import UNetConfig
 
@@ -115,15 +116,16 @@ class TransformerBlock(nn.Module):
         bias_B1L: Float[Array, "B 1 L"] | None,
     ) -> tuple[Float[Array, "B S C"], None]:
         width = x_BSC.shape[-1]
+        x_BSC = own_pictures(x_BSC)
         h = layers.LayerNorm(BLOCK_NORM_EPS, name="norm1")(x_BSC)
-        x_BSC = x_BSC + self._attend("self", h, h, None)
+        x_BSC = own_pictures(x_BSC + self._attend("self", h, h, None))
         h = layers.LayerNorm(BLOCK_NORM_EPS, name="norm2")(x_BSC)
-        x_BSC = x_BSC + self._attend("cross", h, tokens_BLF, bias_B1L)
+        x_BSC = own_pictures(x_BSC + self._attend("cross", h, tokens_BLF, bias_B1L))
         h = layers.LayerNorm(BLOCK_NORM_EPS, name="norm3")(x_BSC)
         h = layers.dense(8 * width, ("embed", "mlp"), self.dtype, "gated")(h)
         h, gate = jnp.split(h, 2, axis=-1)
         h = layers.dense(width, ("mlp", "embed"), self.dtype, "out")(h * layers.gelu(gate))
-        return x_BSC + h, None
+        return own_pictures(x_BSC + h), None
 
 
 class SpatialTransformer(nn.Module):
