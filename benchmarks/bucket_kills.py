@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 
 from lavit_jax import disk
 from lavit_jax.training import storage
-from lavit_jax.training.checkpoints import finished, saved_steps
+from lavit_jax.training.saved import finished, saved_steps
 
 BUCKET = "lavit"
 LATEST = 6.0  # seconds after a launch's first step: some saves and removals

@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all, and one clear line where the disk does not take them."""
+"""Files: read or written whole, or one clear line that says what is wrong."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -146,3 +147,15 @@ def remove_unfinished(find: Callable[[], Iterable[Any]]) -> None:
             if error.errno in DENIED:
                 return
         time.sleep(POLL_SECONDS)
+
+
+def read_json(path: Any) -> Any:
+    """A JSON file's content.
+
+    Raises:
+      UserError: it cannot be parsed.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error

@@ -10,11 +10,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lavit_jax.data import pipeline
+from lavit_jax.disk import read_json
 from lavit_jax.evaluation import twemoji
 from lavit_jax.inference import api, painting
 from lavit_jax.report import galleries
 from lavit_jax.report.html import add_gallery
-from lavit_jax.training.checkpoints import read_json
 
 SHOWN = 24  # drawings, and as many unseen pictures
 SECTION = "both-decoders"

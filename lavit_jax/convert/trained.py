@@ -11,9 +11,9 @@ from lavit_jax.convert import store
 from lavit_jax.convert.store import ArrayInfo, Leaf
 from lavit_jax.errors import UserError
 from lavit_jax.training import checksums, storage
-from lavit_jax.training.checkpoints import saved_steps
 from lavit_jax.training.optimizer import Averaged, make_optimizer
 from lavit_jax.training.restore import open_workdir
+from lavit_jax.training.saved import saved_steps
 from lavit_jax.training.schedule import Phase, make_schedule, phase_at
 
 CODEBOOK = "codebook"

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import json
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -21,26 +19,15 @@ from jax.experimental import multihost_utils
 from lavit_jax import disk
 from lavit_jax.errors import UserError
 from lavit_jax.parallel import peers
-from lavit_jax.training import checksums
+from lavit_jax.training import checksums, saved
 from lavit_jax.training.retention import Facts, Policy, kept
 
-Position = dict[str, Any]
-Abstract = Callable[[Position], Any]
 PhaseOf = Callable[[int], str]
 
 COMMIT_POLL_SECONDS = 0.05
 SLICED_BYTES = 64 << 20  # arrays above are worth slicing among the devices that hold them
 UNFINISHED = "*.orbax-checkpoint-tmp*"
 REMOVED = "removed"  # what no policy keeps is moved there, whole, before its files are deleted
-MARK = "commit_success.txt"  # orbax writes it last in a bucket, and reads nothing without it
-
-
-class Saved(NamedTuple):
-    """A checkpoint that was read."""
-
-    step: int
-    state: Any
-    position: Position
 
 
 class Checkpoints:
@@ -64,7 +51,7 @@ class Checkpoints:
         self.directory = directory
         self._preservation = _Preservation(directory, policy, phase_of)
         here = isinstance(directory, Path)
-        self._manager = _manager(
+        self._manager = saved.open_manager(
             directory,
             preservation_policy=self._preservation if here else None,
             create=True,
@@ -77,7 +64,7 @@ class Checkpoints:
         self._settled = threading.Event()  # no save is under way
         self._summing: threading.Thread | None = None
 
-    def save(self, step: int, state: Any, position: Position) -> None:
+    def save(self, step: int, state: Any, position: saved.Position) -> None:
         """Starts saving.
 
         Args:
@@ -112,7 +99,7 @@ class Checkpoints:
         """Steps of the complete checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def restore_latest(self, abstract: Abstract) -> Saved | None:
+    def restore_latest(self, abstract: saved.Abstract) -> saved.Saved | None:
         """The newest readable checkpoint, or None; later ones are set aside as `STEP.damaged`.
 
         Args:
@@ -122,7 +109,7 @@ class Checkpoints:
           UserError: there are checkpoints and none can be read. All stay as they are then: what
             is wrong may be something else.
         """
-        found = _newest_readable(self._manager, self.directory, abstract)
+        found = saved.newest_readable(self._manager, self.directory, abstract)
         damaged = [step for step in self.steps() if found is not None and step > found.step]
         if damaged:
             if jax.process_index() == 0:
@@ -132,10 +119,10 @@ class Checkpoints:
             self._manager.reload()
         return found
 
-    def go_back(self, step: int, abstract: Abstract) -> Saved:
+    def go_back(self, step: int, abstract: saved.Abstract) -> saved.Saved:
         """Restores an older checkpoint and takes away those after it."""
         self.wait()
-        found = _restore(self._manager, step, abstract)
+        found = saved.restore(self._manager, step, abstract)
         later = [each for each in self.steps() if each > step]
         if isinstance(self.directory, Path):
             for each in later:
@@ -151,7 +138,7 @@ class Checkpoints:
         names = [f"{step}.damaged", *(f"{step}.damaged-{count}" for count in range(2, 1000))]
         aside = next(p for p in map(self.directory.joinpath, names) if not p.exists())
         damaged.rename(aside)
-        _tell(f"warning: set aside as {aside}")
+        saved.tell(f"warning: set aside as {aside}")
 
     def wait(self) -> None:
         """Blocks until every save is on disk with its checksums.
@@ -189,7 +176,7 @@ class Checkpoints:
             try:
                 return self._preservation.superfluous(self.steps())
             except Exception as error:  # whatever a store's client raises; later it may answer
-                _tell(f"warning: old checkpoints stay for now: {_reason(error)}")
+                saved.tell(f"warning: old checkpoints stay for now: {saved.reason(error)}")
                 return ()
 
         self._remove_from_bucket(superfluous)
@@ -200,9 +187,9 @@ class Checkpoints:
         def remove() -> None:
             for step in chosen():
                 try:
-                    remove_from_bucket(self.directory / str(step))
+                    saved.remove_from_bucket(self.directory / str(step))
                 except Exception as error:  # whatever a store's client raises
-                    _tell(f"warning: step {step} is not removed: {_reason(error)}")
+                    saved.tell(f"warning: step {step} is not removed: {saved.reason(error)}")
 
         peers.of_first(remove)
         self._manager.reload()
@@ -226,7 +213,7 @@ class Checkpoints:
             self._settled.set()
             self._discard_unfinished()
             self._check_directory()
-            whole = saved_steps(self.directory)[-1:]
+            whole = saved.saved_steps(self.directory)[-1:]
             left = f"; step {whole[0]} is the newest that is whole" if whole else ""
             raise UserError(f"cannot save to {self.directory}: {_cause(error)}{left}") from error
 
@@ -255,7 +242,7 @@ class Checkpoints:
             checksums.write(folder, jax.process_index(), jax.process_count())
         except (OSError, UserError) as error:  # the checkpoint is whole, or pruned by now
             if folder.is_dir():
-                _tell(f"warning: no checksums of {folder}: {_reason(error)}")
+                saved.tell(f"warning: no checksums of {folder}: {saved.reason(error)}")
         self._delete_removed()  # not to fill the disk until the next save
 
 
@@ -276,119 +263,9 @@ class _Preservation:
         """Those of the steps that need not stay."""
         for step in steps:
             if step not in self.metrics:
-                self.metrics[step] = read_means(self.directory / str(step))
+                self.metrics[step] = saved.read_means(self.directory / str(step))
         stay = kept([Facts(n, self.phase_of(n), self.metrics[n]) for n in steps], self.policy)
         return [step for step in steps if step not in stay]
-
-
-def read_means(folder: Any) -> dict[str, float]:
-    """The metrics a checkpoint was saved with; none where there are none.
-
-    Raises:
-      OSError, or what a store's client raises: they cannot be read now.
-    """
-    try:
-        return dict(json.loads((folder / "position" / "metadata").read_text())["metrics"])
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def remove_from_bucket(folder: Any) -> None:
-    """Takes a checkpoint away that counts as none from the first moment on."""
-    (folder / MARK).unlink(missing_ok=True)
-    folder.rmtree()
-
-
-def read_latest(directory: Path, abstract: Abstract) -> Saved | None:
-    """The newest readable checkpoint, or None; never changes the directory.
-
-    Safe beside a run that saves and prunes there.
-
-    Args:
-      directory: with checkpoints.
-      abstract: from a checkpoint's position to the shapes and shardings of its state.
-
-    Raises:
-      UserError: there are checkpoints and none can be read.
-    """
-    if not directory.is_dir():
-        return None
-    manager = _manager(directory, read_only=True, create=False, save_interval_steps=0)
-    try:
-        return _newest_readable(manager, directory, abstract)
-    finally:
-        manager.close()
-
-
-def read_step(directory: Path, step: int, abstract: Abstract) -> Saved:
-    """One checkpoint; never changes the directory.
-
-    Args:
-      directory: with checkpoints.
-      step: which.
-      abstract: see `read_latest`.
-
-    Raises:
-      UserError: it is not there or cannot be read.
-    """
-    if not (directory / str(step)).is_dir():
-        raise UserError(f"{directory} has no checkpoint of step {step}")
-    manager = _manager(directory, read_only=True, create=False, save_interval_steps=0)
-    try:
-        return _restore(manager, step, abstract)
-    except Exception as error:  # whatever a damaged file makes orbax raise
-        raise UserError(f"{directory / str(step)} cannot be read ({_reason(error)})") from error
-    finally:
-        manager.close()
-
-
-def finished(folder: Any) -> bool:
-    """Whether a folder is a checkpoint, readable or not, and not one half written or removed.
-
-    A disk takes whole folders in and out by renaming them. A bucket cannot: there the mark is
-    written last and removed first.
-    """
-    return folder.name.isdigit() and (isinstance(folder, Path) or (folder / MARK).exists())
-
-
-def saved_steps(directory: Any) -> list[int]:
-    """Steps of checkpoints, readable or not, oldest first; one still being written is none."""
-    folders = directory.iterdir() if directory.is_dir() else ()
-    return sorted(int(folder.name) for folder in folders if finished(folder))
-
-
-def any_saved(directory: Any) -> bool:
-    """Whether there is a checkpoint, readable or not; one that is still being written is none."""
-    return bool(saved_steps(directory))
-
-
-def _manager(directory: Path, **options: Any) -> ocp.CheckpointManager:
-    disk.hush_orbax()
-    whole = directory.absolute() if isinstance(directory, Path) else directory
-    return ocp.CheckpointManager(whole, options=ocp.CheckpointManagerOptions(**options))
-
-
-def _newest_readable(
-    manager: ocp.CheckpointManager, directory: Path, abstract: Abstract
-) -> Saved | None:
-    failed: set[int] = set()
-    while left := set(manager.all_steps()) - failed:
-        step = max(left)
-        try:
-            _check_sums(directory / str(step))
-            return _restore(manager, step, abstract)
-        except Exception as error:  # whatever a damaged file makes orbax raise
-            failed.add(step)
-            if (directory / str(step)).exists():
-                _tell(f"warning: checkpoint {directory / str(step)} is damaged ({_reason(error)})")
-            # A run beside a reader may have saved a newer one and pruned the one being read.
-            manager.reload()
-    if failed:
-        raise UserError(
-            f"{directory}: none of the checkpoints {sorted(failed)} can be read; move the folder "
-            "away to start anew"
-        )
-    return None
 
 
 def _one_copy(array: Any) -> Any:
@@ -410,46 +287,8 @@ def _identity(directory: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _check_sums(folder: Path) -> None:
-    """Raises if files have changed; all processes agree on it. Buckets look after their own."""
-    if not isinstance(folder, Path):
-        return
-    found = checksums.check(folder, jax.process_index(), jax.process_count())
-    if not peers.all_of(found != checksums.DAMAGED):
-        raise ValueError("its files differ from their checksums")
-
-
-def _restore(manager: ocp.CheckpointManager, step: int, abstract: Abstract) -> Saved:
-    only_position = ocp.args.Composite(position=ocp.args.JsonRestore())
-    position = manager.restore(step, args=only_position)["position"]
-    restored = manager.restore(
-        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract(position)))
-    )
-    return Saved(step, restored["state"], position)
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
 def _cause(error: BaseException) -> str:
     """The system's own words, which orbax and tensorstore wrap in theirs."""
     known = (os.strerror(number) for number in (errno.EACCES, errno.EIO))
     words = (each for each in known if each in str(error))
-    return disk.reason(error) or next(words, _reason(error))
-
-
-def read_json(path: Any) -> Any:
-    """A JSON file's content.
-
-    Raises:
-      UserError: it cannot be parsed.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
+    return disk.reason(error) or next(words, saved.reason(error))

@@ -15,15 +15,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from lavit_jax.disk import read_json
 from lavit_jax.errors import UserError
 from lavit_jax.training import checksums, storage
-from lavit_jax.training.checkpoints import (
-    finished,
-    read_json,
-    read_means,
-    remove_from_bucket,
-)
 from lavit_jax.training.retention import Facts, Policy, kept
+from lavit_jax.training.saved import finished, read_means, remove_from_bucket
 from lavit_jax.training.schedule import Phase, make_schedule, phase_at
 
 # States of checksums that are there and have not been compared with the files, or are missing.

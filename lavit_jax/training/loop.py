@@ -15,7 +15,7 @@ from lavit_jax.parallel import feed, peers
 from lavit_jax.parallel.mesh import placed
 from lavit_jax.training import goodput, phase_start, replay, samples
 from lavit_jax.training.agreement import Agreement
-from lavit_jax.training.checkpoints import Checkpoints, Position, Saved
+from lavit_jax.training.checkpoints import Checkpoints
 from lavit_jax.training.goodput import Goodput
 from lavit_jax.training.interruption import Interruption
 from lavit_jax.training.launches import Launch
@@ -23,6 +23,7 @@ from lavit_jax.training.metrics import MetricWriter
 from lavit_jax.training.recorder import Recorder
 from lavit_jax.training.retention import Policy
 from lavit_jax.training.run import Run, abstract_state
+from lavit_jax.training.saved import Position, Saved
 from lavit_jax.training.schedule import Phase, phase_at
 from lavit_jax.training.spikes import SUCCESSIVE
 from lavit_jax.training.state import TrainState

@@ -16,9 +16,9 @@ from lavit_jax.errors import UserError
 from lavit_jax.parallel import feed
 from lavit_jax.parallel.mesh import make_mesh, placed
 from lavit_jax.training import restore, storage
-from lavit_jax.training.checkpoints import read_step
 from lavit_jax.training.objectives import Batch, make_objective
 from lavit_jax.training.run import abstract_state
+from lavit_jax.training.saved import read_step
 from lavit_jax.training.schedule import make_schedule, phase_at
 from lavit_jax.training.state import make_gradients
 

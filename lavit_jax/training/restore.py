@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lavit_jax.data.text import TextTokenizer
+from lavit_jax.disk import read_json
 from lavit_jax.errors import UserError
 from lavit_jax.models import lavit
 from lavit_jax.models.config import lavit_config
@@ -17,9 +18,9 @@ from lavit_jax.models.lavit import Modules
 from lavit_jax.models.quantizer import Codebook
 from lavit_jax.parallel.mesh import make_mesh
 from lavit_jax.training import storage
-from lavit_jax.training.checkpoints import read_json, read_latest
 from lavit_jax.training.optimizer import averaged
 from lavit_jax.training.run import abstract_state
+from lavit_jax.training.saved import read_latest
 from lavit_jax.training.schedule import make_schedule
 from lavit_jax.training.storage import Storage
 

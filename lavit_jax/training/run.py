@@ -17,6 +17,7 @@ from lavit_jax import console, disk
 from lavit_jax.data import datasets
 from lavit_jax.data import text as text_data
 from lavit_jax.data.text import TextTokenizer
+from lavit_jax.disk import read_json
 from lavit_jax.errors import UserError
 from lavit_jax.models import lavit
 from lavit_jax.models.config import lavit_config
@@ -24,9 +25,9 @@ from lavit_jax.models.lavit import Modules
 from lavit_jax.parallel.mesh import batch_parts, make_mesh
 from lavit_jax.parallel.peers import first_alone
 from lavit_jax.training import starting, state, storage
-from lavit_jax.training.checkpoints import any_saved, read_json
 from lavit_jax.training.checks import check_config
 from lavit_jax.training.optimizer import make_optimizer
+from lavit_jax.training.saved import any_saved
 from lavit_jax.training.schedule import Phase, phase_at
 from lavit_jax.training.storage import Storage
 

@@ -7,7 +7,7 @@ import pytest
 import buckets
 from lavit_jax.cli.main import main
 from lavit_jax.training import checksums
-from lavit_jax.training.checkpoints import MARK
+from lavit_jax.training.saved import MARK
 
 URL = "gs://bucket/run"
 

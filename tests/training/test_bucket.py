@@ -10,8 +10,8 @@ import pytest
 from benchmarks import bucket_server, kills
 from benchmarks.bucket_server import Server
 from lavit_jax.training import storage
-from lavit_jax.training.checkpoints import MARK, saved_steps
 from lavit_jax.training.metrics import read_metrics
+from lavit_jax.training.saved import MARK, saved_steps
 from small_run import UNSEEN
 
 BUCKET, FOLDER = "lavit", "run"

@@ -13,15 +13,9 @@ from etils import epath
 
 from lavit_jax.errors import UserError
 from lavit_jax.training import checksums
-from lavit_jax.training.checkpoints import (
-    MARK,
-    REMOVED,
-    Checkpoints,
-    any_saved,
-    read_latest,
-    read_step,
-)
+from lavit_jax.training.checkpoints import REMOVED, Checkpoints
 from lavit_jax.training.retention import Policy
+from lavit_jax.training.saved import MARK, any_saved, read_latest, read_step
 from small_run import nearly_full_disk
 
 
@@ -350,12 +344,12 @@ def test_what_cannot_be_judged_or_removed_stays(bucket, monkeypatch, capsys):
         raise RuntimeError("429 Too Many Requests")
 
     with monkeypatch.context() as patched:
-        patched.setattr("lavit_jax.training.checkpoints.remove_from_bucket", fails)
+        patched.setattr("lavit_jax.training.saved.remove_from_bucket", fails)
         checkpoints.prune()
     assert "step 1 is not removed: 429 Too Many" in capsys.readouterr().err
     checkpoints._preservation.metrics.clear()
     with monkeypatch.context() as patched:
-        patched.setattr("lavit_jax.training.checkpoints.read_means", fails)
+        patched.setattr("lavit_jax.training.saved.read_means", fails)
         checkpoints.prune()
     assert "old checkpoints stay for now: 429 Too Many" in capsys.readouterr().err
     assert not gone

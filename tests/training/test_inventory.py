@@ -9,8 +9,8 @@ import buckets
 from lavit_jax.config import load_config, to_json
 from lavit_jax.errors import UserError
 from lavit_jax.training import checksums, inventory
-from lavit_jax.training.checkpoints import MARK, saved_steps
 from lavit_jax.training.retention import Policy
+from lavit_jax.training.saved import MARK, saved_steps
 
 URL = "gs://bucket/run"
 

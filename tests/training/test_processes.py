@@ -18,9 +18,9 @@ from lavit_jax.errors import UserError
 from lavit_jax.parallel import peers
 from lavit_jax.training import launches
 from lavit_jax.training.agreement import Agreement
-from lavit_jax.training.checkpoints import saved_steps
 from lavit_jax.training.metrics import read_metrics
 from lavit_jax.training.run import train
+from lavit_jax.training.saved import saved_steps
 from processes import COUNT, environments
 from small_run import STEPS as ALONE
 from small_run import losses

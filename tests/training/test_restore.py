@@ -37,17 +37,17 @@ def test_a_run_that_goes_on_beside_loses_nothing_to_a_reader(whole_run, tmp_path
 
 
 def test_a_checkpoint_pruned_while_it_is_looked_for_is_no_error(whole_run, tmp_path, monkeypatch):
-    from lavit_jax.training import checkpoints
+    from lavit_jax.training import saved
 
     workdir = shutil.copytree(whole_run, tmp_path / "w", symlinks=True)
-    real = checkpoints._restore
+    real = saved.restore
 
     def pruned_first(manager, step, abstract):
         if step == TOTAL:
             shutil.rmtree(workdir / "checkpoints" / str(TOTAL))
         return real(manager, step, abstract)
 
-    monkeypatch.setattr(checkpoints, "_restore", pruned_first)
+    monkeypatch.setattr(saved, "restore", pruned_first)
     assert restore.restore(workdir).step == 21
 
 

@@ -9,7 +9,7 @@ from etils import epath
 from lavit_jax.cli.main import make_parser
 from lavit_jax.errors import UserError
 from lavit_jax.training import run, storage
-from lavit_jax.training.checkpoints import MARK
+from lavit_jax.training.saved import MARK
 from tiny import mini_config
 
 URL = "gs://bucket/run"
