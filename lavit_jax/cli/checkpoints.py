@@ -87,7 +87,7 @@ def _table(found: Inventory) -> str:
     rows = [("step", "phase", "size", "written (UTC)", "complete", "checksums")]
     rows += [
         (
-            entry.path.name,
+            entry.name,
             entry.phase,
             f"{entry.bytes / 1e6:,.1f} MB",
             entry.time.removesuffix("+00:00").replace("T", " "),

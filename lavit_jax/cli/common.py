@@ -43,6 +43,16 @@ def directory(text: str) -> Path | str:
     return text if "://" in text else Path(text)
 
 
+def local(text: str) -> Path:
+    """A place on this machine."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"expected a place on this machine, got {text}: copy it first, as with "
+            "`gcloud storage cp --recursive`"
+        )
+    return Path(text)
+
+
 def add_workdir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir",
@@ -193,7 +203,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_out(parser: argparse.ArgumentParser, default: str, what: str) -> None:
     parser.add_argument(
         "--out",
-        type=Path,
+        type=local,
         default=Path(default),
         metavar="DIR",
         help=f"where {what} are written (default: {default})",

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lavit_jax.cli.common import add_json, number, print_json, working
+from lavit_jax.cli.common import add_json, local, number, print_json, working
 from lavit_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ DTYPES = ("float32", "bfloat16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("src", type=Path, metavar="SRC", help="the checkpoint")
-    parser.add_argument("dst", type=Path, metavar="DST", help="the folder to be made")
+    parser.add_argument("src", type=local, metavar="SRC", help="the checkpoint")
+    parser.add_argument("dst", type=local, metavar="DST", help="the folder to be made")
     parser.add_argument(
         "--part", choices=PARTS, default="all", help="what to convert (default: all there is)"
     )

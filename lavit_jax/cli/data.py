@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lavit_jax import console
-from lavit_jax.cli.common import add_json, number, print_json
+from lavit_jax.cli.common import add_json, local, number, print_json
 from lavit_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sheet",
-        type=Path,
+        type=local,
         metavar="PNG",
         help="where the contact sheet is written (default: DST/contact_sheet.png, of a bucket "
         "./contact_sheet.png)",
@@ -198,7 +198,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--plan",
-        type=Path,
+        type=local,
         metavar="FILE",
         help="of `lavit plan --json FILE`: takes topology and steps' durations from there",
     )

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lavit_jax.cli.common import add_json, print_json, working
+from lavit_jax.cli.common import add_json, local, print_json, working
 
 if TYPE_CHECKING:
     from lavit_jax.convert.parity import Row
@@ -26,7 +25,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", type=Path, metavar="DIR", help="the checkpoint's folder")
+    parser.add_argument("directory", type=local, metavar="DIR", help="the checkpoint's folder")
     add_json(parser)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lavit_jax import console, disk
-from lavit_jax.cli.common import number
+from lavit_jax.cli.common import local, number
 
 EXAMPLES = """\
 examples:
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compile with less effort, in half the CPU time; step times come out some percent too "
         "low (--search does so always)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there as JSON")
+    parser.add_argument("--json", type=local, metavar="FILE", help="write everything there as JSON")
     parser.set_defaults(overrides=[])
 
 

@@ -27,7 +27,6 @@ PhaseOf = Callable[[int], str]
 COMMIT_POLL_SECONDS = 0.05
 SLICED_BYTES = 64 << 20  # arrays above are worth slicing among the devices that hold them
 UNFINISHED = "*.orbax-checkpoint-tmp*"
-REMOVED = "removed"  # what no policy keeps is moved there, whole, before its files are deleted
 
 
 class Checkpoints:
@@ -56,7 +55,7 @@ class Checkpoints:
             preservation_policy=self._preservation if here else None,
             create=True,
             cleanup_tmp_directories=True,
-            todelete_subdir=REMOVED if here else None,
+            todelete_subdir=saved.REMOVED if here else None,
         )
         self._delete_removed()
         self._identity = _identity(directory)
@@ -197,7 +196,7 @@ class Checkpoints:
     def _delete_removed(self) -> None:
         if not isinstance(self.directory, Path) or jax.process_index() != 0:
             return
-        for folder in (self.directory / REMOVED).glob("*"):
+        for folder in (self.directory / saved.REMOVED).glob("*"):
             shutil.rmtree(folder, ignore_errors=True)  # what is left now goes another time
 
     def _check_directory(self) -> None:

@@ -19,7 +19,7 @@ from lavit_jax.disk import read_json
 from lavit_jax.errors import UserError
 from lavit_jax.training import checksums, storage
 from lavit_jax.training.retention import Facts, Policy, kept
-from lavit_jax.training.saved import finished, read_means, remove_from_bucket
+from lavit_jax.training.saved import REMOVED, finished, read_means, remove_from_bucket
 from lavit_jax.training.schedule import Phase, make_schedule, phase_at
 
 # States of checksums that are there and have not been compared with the files, or are missing.
@@ -40,7 +40,7 @@ class Entry:
       bytes: its size.
       time: when it was written, ISO 8601; "" where a store does not say.
       complete: whether a run could go on from it; not what was being saved when a run was killed,
-        nor what was set aside as damaged.
+        nor what was set aside as damaged, nor what a run has moved away to remove it.
       checksums: of `checksums`, or RECORDED, MISSING or STORE.
       metrics: means over the steps before it.
     """
@@ -53,6 +53,12 @@ class Entry:
     complete: bool
     checksums: str
     metrics: dict[str, float]
+
+    @property
+    def name(self) -> str:
+        """As seen from the folder of checkpoints."""
+        parent = self.path.parent.name
+        return f"{parent}/{self.path.name}" if parent == REMOVED else str(self.path.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +84,15 @@ def take(folder: Any, *, verify: bool = False) -> Inventory:
       UserError: no checkpoints are there.
     """
     place = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
-    found = sorted((path for path in _listed(place) if _step(path) is not None), key=_order)
+    paths = [*_listed(place), *_listed(place / REMOVED)]
+    found = sorted((path for path in paths if _step(path) is not None), key=_order)
     if not found:
         raise UserError(f"{folder}: no checkpoints; expected a work directory of `lavit train`")
     stored = place.parent / "config.json"
     config = ConfigDict(read_json(stored)) if stored.exists() else None
     phases = () if config is None else make_schedule(config)
-    return Inventory(tuple(_entry(path, phases, verify) for path in found), _policy(config, phases))
+    entries = (_entry(path, phases, verify) for path in found)
+    return Inventory(tuple(each for each in entries if each is not None), _policy(config, phases))
 
 
 def superfluous(inventory: Inventory, policy: Policy) -> tuple[Entry, ...]:
@@ -116,15 +124,19 @@ def remove(entries: Sequence[Entry]) -> None:
             remove_from_bucket(each.path)
             continue
         aside = each.path.with_suffix(PRUNED)
-        if each.path != aside:
+        try:
             each.path.rename(aside)
-        shutil.rmtree(aside)
+        except FileNotFoundError:  # a run here was quicker
+            continue
+        shutil.rmtree(aside, ignore_errors=True)
+        if aside.exists():
+            shutil.rmtree(aside)  # to raise why
 
 
 def _half_removed(entry: Entry, newest: int) -> bool:
     """Whether a removal was killed here; a save under way is of a step past the newest."""
     if isinstance(entry.path, Path):
-        return entry.path.suffix == PRUNED
+        return entry.path.suffix == PRUNED or entry.path.parent.name == REMOVED
     return entry.path.name.isdigit() and not finished(entry.path) and entry.step < newest
 
 
@@ -141,10 +153,21 @@ def _order(path: Any) -> tuple[int, str]:
     return _step(path) or 0, path.name
 
 
-def _entry(path: Any, phases: Sequence[Phase], verify: bool) -> Entry:
+def _entry(path: Any, phases: Sequence[Phase], verify: bool) -> Entry | None:
+    """What a folder is; None where a run removes it meanwhile."""
+    try:
+        return _looked_at(path, phases, verify)
+    except FileNotFoundError:
+        if path.exists():
+            raise
+        return None
+
+
+def _looked_at(path: Any, phases: Sequence[Phase], verify: bool) -> Entry:
     step = _step(path) or 0
     files = [_facts(each) for each in storage.files(path)]
-    complete = finished(path) and all((path / part).is_dir() for part in PARTS)
+    removed = path.parent.name == REMOVED
+    complete = not removed and finished(path) and all((path / part).is_dir() for part in PARTS)
     known = bool(phases) and step <= phases[-1].end
     return Entry(
         path=path,
@@ -153,7 +176,7 @@ def _entry(path: Any, phases: Sequence[Phase], verify: bool) -> Entry:
         bytes=sum(size for size, _ in files),
         time=_iso(max((written for _, written in files), default=0)),
         complete=complete,
-        checksums=_checksums(path, verify) if path.name.isdigit() else MISSING,
+        checksums=_checksums(path, verify) if path.name.isdigit() and not removed else MISSING,
         metrics=_means(path),
     )
 

@@ -19,6 +19,7 @@ from lavit_jax.training import checksums
 Position = dict[str, Any]
 Abstract = Callable[[Position], Any]
 
+REMOVED = "removed"  # what no policy keeps is moved there, whole, before its files are deleted
 MARK = "commit_success.txt"  # orbax writes it last in a bucket, and reads nothing without it
 
 

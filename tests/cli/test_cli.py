@@ -302,6 +302,8 @@ def test_prompts_that_look_alike_get_files_of_their_own(model, capsys):
         (["score", "cat.png", " "], "the text is empty"),
         (["draw", "x", "--colour", "red"], "unrecognized arguments: --colour red"),
         (["sing"], "'sing'"),
+        (["convert", "gs://b/LaVIT", "o"], "a place on this machine, got gs://b/LaVIT: copy it"),
+        (["parity", "gs://b/LaVIT"], "a place on this machine, got gs://b/LaVIT: copy it"),
         (["train", "--workdir", "w"], "--config"),
         (["train", "--config", "configs/mini.py"], "--workdir"),
         (["train", "--config", "nosuch.py", "--workdir", "w"], "nosuch.py"),

@@ -13,9 +13,9 @@ from etils import epath
 
 from lavit_jax.errors import UserError
 from lavit_jax.training import checksums
-from lavit_jax.training.checkpoints import REMOVED, Checkpoints
+from lavit_jax.training.checkpoints import Checkpoints
 from lavit_jax.training.retention import Policy
-from lavit_jax.training.saved import MARK, any_saved, read_latest, read_step
+from lavit_jax.training.saved import MARK, REMOVED, any_saved, read_latest, read_step
 from small_run import nearly_full_disk
 
 

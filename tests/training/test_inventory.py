@@ -10,7 +10,7 @@ from lavit_jax.config import load_config, to_json
 from lavit_jax.errors import UserError
 from lavit_jax.training import checksums, inventory
 from lavit_jax.training.retention import Policy
-from lavit_jax.training.saved import MARK, saved_steps
+from lavit_jax.training.saved import MARK, REMOVED, saved_steps
 
 URL = "gs://bucket/run"
 
@@ -126,6 +126,34 @@ def test_a_pruning_killed_on_a_disk_is_finished_by_the_next(workdir, monkeypatch
     assert "40.pruned" in [entry.path.name for entry in found.entries]
     inventory.remove(inventory.superfluous(found, Policy(1)))
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["60"]
+
+
+def test_what_a_killed_run_was_removing_is_listed_and_goes_with_the_next_pruning(workdir):
+    checkpoints = workdir / "checkpoints"
+    (checkpoints / REMOVED).mkdir()
+    (checkpoints / "10").rename(checkpoints / REMOVED / "10")
+    (checkpoints / REMOVED / "10" / "state" / "data").unlink()  # as far as it got
+    found = inventory.take(workdir, verify=True)
+    assert found.entries[0].name == "removed/10"
+    assert not found.entries[0].complete
+    assert not found.damaged
+    inventory.remove(inventory.superfluous(found, Policy(5)))
+    assert not list((checkpoints / REMOVED).iterdir())
+    assert complete(inventory.take(workdir)) == [20, 30, 40, 50, 60]
+
+
+def test_a_run_that_removes_checkpoints_meanwhile_is_no_error(workdir, monkeypatch):
+    found = inventory.take(workdir)
+    shutil.rmtree(workdir / "checkpoints" / "20")
+    inventory.remove(inventory.superfluous(found, Policy(1)))
+    assert complete(inventory.take(workdir)) == [60]
+
+    def gone_meanwhile(folder):
+        shutil.rmtree(folder)
+        return iter(sorted(folder.iterdir()))
+
+    monkeypatch.setattr(inventory.storage, "files", gone_meanwhile)
+    assert inventory.take(workdir).entries == ()
 
 
 @pytest.fixture
