@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from lavit_jax.errors import UserError
@@ -163,6 +164,9 @@ class Search:
             made = plan(job, self.topology, memory=memory, quick=True)
         except UserError as error:
             self.say(f"{candidate}: {error}")
+            return None
+        except jax.errors.JaxRuntimeError as error:  # not to lose hours of others to one
+            self.say(f"{candidate}: the compiler fails ({str(error).splitlines()[0][:200]})")
             return None
         self.say(f"{candidate}: {made.seconds:.3f} s, MFU bound {made.mfu:.1%}")
         return made

@@ -166,6 +166,14 @@ def test_a_search_passes_over_what_no_compiler_takes(monkeypatch):
     assert "a chip has too little memory" in told[0]
 
 
+def test_a_search_passes_over_what_the_compiler_fails_on(monkeypatch):
+    failing("INTERNAL: bug\nat some place", monkeypatch)
+    run, told = searched("unified", EIGHT, rows=(2, 1), remat=("full",))
+    with pytest.raises(UserError, match="none of the settings tried"):
+        run()
+    assert len(told) == 2 and all("the compiler fails (INTERNAL: bug)" in line for line in told)
+
+
 def test_a_candidate_splits_parameters_over_what_copies_and_tensor_leave():
     wanted = config()
     wanted.mesh.update({"data": -1, "fsdp": 4})
