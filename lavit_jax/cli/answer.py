@@ -7,11 +7,11 @@ import argparse
 from lavit_jax.cli.common import (
     TEXT_FIELDS,
     add_json,
+    add_model,
     add_preset,
     add_seed,
     add_select,
     add_text,
-    add_workdir,
     given,
     load_images,
     load_model,
@@ -39,14 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='ask in lower case, without .!"()*#:;~ and in 50 words at most, as published',
     )
     add_seed(parser, "samples")
-    add_workdir(parser)
+    add_model(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     questions = [nonblank(question, "question") for question in args.questions]
     images = load_images([args.image])
-    model = load_model(args.workdir)
+    model = load_model(args.workdir, args.mesh)
     with working("answering"):
         answers = model.answer(
             images * len(questions),

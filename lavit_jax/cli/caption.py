@@ -8,11 +8,11 @@ from typing import Any
 from lavit_jax.cli.common import (
     TEXT_FIELDS,
     add_json,
+    add_model,
     add_preset,
     add_seed,
     add_select,
     add_text,
-    add_workdir,
     given,
     load_images,
     load_model,
@@ -45,13 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_preset(parser)
     add_text(parser)
     add_seed(parser, "samples")
-    add_workdir(parser)
+    add_model(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     images = load_images(args.images)
-    model = load_model(args.workdir)
+    model = load_model(args.workdir, args.mesh)
     prompt = args.prompt.strip()
     with working("captioning"):
         said = model.complete(

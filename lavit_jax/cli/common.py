@@ -9,7 +9,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -62,6 +62,26 @@ def add_workdir(parser: argparse.ArgumentParser) -> None:
         help="of the training run (also gs://BUCKET/FOLDER), or a converted checkpoint "
         "(default: $LAVIT_WORKDIR or workdir/quickstart)",
     )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """A work directory to use, and the devices to use it on."""
+    add_workdir(parser)
+    parser.add_argument(
+        "--mesh",
+        type=mesh,
+        metavar="AXIS=N,...",
+        help="devices the model is split over, such as tensor=4 or data=2,tensor=4 "
+        "(axes: data, fsdp, sequence, tensor; default: one device)",
+    )
+
+
+def mesh(text: str) -> dict[str, int]:
+    """Sizes of mesh axes."""
+    found = dict(re.findall(r"(\w+)=(-?\d+)(?:,|$)", text))
+    if ",".join(f"{axis}={size}" for axis, size in found.items()) != text:
+        raise argparse.ArgumentTypeError(f"takes AXIS=N,... such as tensor=4, got {text!r}")
+    return {axis: int(size) for axis, size in found.items()}
 
 
 SELECT_HELP = (
@@ -258,11 +278,11 @@ def load_images(paths: Sequence[str]) -> list[np.ndarray]:
     return [load_image(path) for path in paths]
 
 
-def load_model(workdir: Path | str) -> Lavit:
-    """The model of a work directory, or of a converted checkpoint.
+def load_model(workdir: Path | str, mesh: Mapping[str, int] | None) -> Lavit:
+    """The model of a work directory, or of a converted checkpoint, on a mesh or one device.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or the devices cannot form the mesh.
     """
     if isinstance(workdir, Path) and not any(
         (workdir / name).is_file() for name in ("config.json", "model.json")
@@ -274,7 +294,7 @@ def load_model(workdir: Path | str) -> Lavit:
     import lavit_jax
 
     with working(f"loading {workdir}"):
-        return lavit_jax.load(workdir)
+        return lavit_jax.load(workdir, mesh)
 
 
 @contextlib.contextmanager

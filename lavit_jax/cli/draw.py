@@ -13,12 +13,12 @@ from lavit_jax.cli.common import (
     DECODER_FIELDS,
     add_decoder,
     add_json,
+    add_model,
     add_out,
     add_preset,
     add_sampling,
     add_seed,
     add_select,
-    add_workdir,
     distinct,
     given,
     load_images,
@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_preset(parser)
     add_decoder(parser)
     add_seed(parser, "pictures")
-    add_workdir(parser)
+    add_model(parser)
     add_out(parser, "drawings", "the pictures")
     add_json(parser)
 
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
     prompts = [nonblank(prompt, "prompt") for prompt in args.prompts]
     images = load_images(args.images) if args.images else None
     out = make_directory(args.out)
-    model = load_model(args.workdir)
+    model = load_model(args.workdir, args.mesh)
     with working("drawing"):
         drawn = model.draw(
             prompts,

@@ -12,10 +12,10 @@ from lavit_jax.cli.common import (
     DECODER_FIELDS,
     add_decoder,
     add_json,
+    add_model,
     add_out,
     add_seed,
     add_select,
-    add_workdir,
     distinct,
     given,
     load_images,
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_decoder(parser)
     add_select(parser)
     add_seed(parser, "pictures")
-    add_workdir(parser)
+    add_model(parser)
     add_out(parser, ".", "the pictures")
     add_json(parser)
 
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     images = load_images(args.images)
     out = make_directory(args.out)
-    model = load_model(args.workdir)
+    model = load_model(args.workdir, args.mesh)
     with working("reconstructing"):
         pictures = model.reconstruct(
             images, select=args.select, seed=args.seed, **given(args, DECODER_FIELDS)

@@ -9,9 +9,9 @@ import argparse
 
 from lavit_jax.cli.common import (
     add_json,
+    add_model,
     add_seed,
     add_select,
-    add_workdir,
     load_images,
     load_model,
     nonblank,
@@ -31,14 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("texts", nargs="+", metavar="TEXT", help="what may be in the picture")
     add_select(parser)
     add_seed(parser, "sampled patches")
-    add_workdir(parser)
+    add_model(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     texts = [nonblank(text, "text") for text in args.texts]
     images = load_images([args.image])
-    model = load_model(args.workdir)
+    model = load_model(args.workdir, args.mesh)
     with working("scoring"):
         scores = model.score(images, texts, select=args.select, seed=args.seed)
     if args.json:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from lavit_jax.cli.common import (
     add_json,
+    add_model,
     add_out,
     add_seed,
     add_select,
-    add_workdir,
     distinct,
     load_images,
     load_model,
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMG", help="a picture, of any common format")
     add_select(parser)
     add_seed(parser, "sampled patches")
-    add_workdir(parser)
+    add_model(parser)
     add_out(parser, ".", "the overlays")
     add_json(parser)
 
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     images = load_images(args.images)
     out = make_directory(args.out)
-    model = load_model(args.workdir)
+    model = load_model(args.workdir, args.mesh)
     with working("tokenizing"):
         found = model.tokenize(images, select=args.select, seed=args.seed)
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
+import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
 from lavit_jax.convert import record
 from lavit_jax.data.layout import QUESTION, plain_question
@@ -33,6 +35,7 @@ from lavit_jax.inference.selection import Selection
 from lavit_jax.inference.writing import Said
 from lavit_jax.models.lavit import Modules, build_modules
 from lavit_jax.models.quantizer import Codebook
+from lavit_jax.parallel.mesh import AXES, make_mesh
 
 __all__ = ["Image", "Lavit", "Prompt", "Said", "Score", "VisualTokens", "load"]
 
@@ -70,8 +73,9 @@ class Lavit(Engine):
         text: TextTokenizer | None,
         preset: str = "own",
         decoders: pixels.Decoders | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
-        super().__init__(modules, params, codebook, text, decoders)
+        super().__init__(modules, params, codebook, text, decoders, mesh)
         presets.preset(preset)
         self.preset = preset
 
@@ -328,41 +332,65 @@ class Lavit(Engine):
         return scoring.score(self, images, texts, select=self.selection(select), seed=seed)
 
 
-def load(workdir: str | os.PathLike[str]) -> Lavit:
+def load(workdir: str | os.PathLike[str], mesh: Mapping[str, int] | None = None) -> Lavit:
     """Loads a training run's newest checkpoint, or a converted one.
 
     The diffusion decoders of a converted one are read when they are first used.
 
     Args:
       workdir: the run's directory, or one made by `lavit convert`; also `gs://BUCKET/FOLDER`.
+      mesh: sizes of axes of `parallel.mesh.AXES` over this process's devices, such as
+        `{"tensor": 4}`, "data" taking what the others leave; parameters are created split over
+        them. By default one device does all.
 
     Raises:
-      UserError: no such directory, or it has no readable checkpoint.
+      UserError: no such directory, it has no readable checkpoint, or a mesh that the devices
+        cannot form.
     """
+    where = _mesh(mesh)
+    shared = where if where.size > 1 else None
     directory = epath.Path(workdir)
     if (directory / record.FILE).is_file():
-        return _load_converted(directory)
+        return _load_converted(directory, where, shared)
     from lavit_jax.training.restore import restore
 
-    found = restore(workdir)
-    decoders = pixels.trained(found.modules, found.params, found.codebook)
-    return Lavit(found.modules, found.params, found.codebook, found.text, decoders=decoders)
+    found = restore(workdir, where)
+    decoders = pixels.trained(found.modules, found.params, found.codebook, shared)
+    return Lavit(
+        found.modules, found.params, found.codebook, found.text, decoders=decoders, mesh=shared
+    )
 
 
-def _load_converted(directory: epath.Path) -> Lavit:
+def _mesh(sizes: Mapping[str, int] | None) -> Mesh:
+    devices = jax.local_devices()
+    if sizes is None:
+        return make_mesh(data=1, devices=devices[:1])
+    if unknown := set(sizes) - set(AXES):
+        raise UserError(f"mesh has no axis {min(unknown)!r}; its axes are {', '.join(AXES)}")
+    left = 1 if -1 in sizes.values() else -1
+    try:
+        return make_mesh(**{"data": left, **sizes}, devices=devices)
+    except UserError as error:
+        raise UserError(str(error).replace("config.mesh", "mesh")) from error
+
+
+def _load_converted(directory: epath.Path, where: Mesh, shared: Mesh | None) -> Lavit:
     """The parts of a converted checkpoint that inference uses."""
     from lavit_jax.convert import load as converted
     from lavit_jax.convert.published import PARTS
 
     stored = record.load(directory)
-    found = converted.load_converted(directory, parts=[p for p in stored.parts if p in PARTS])
+    parts = [part for part in stored.parts if part in PARTS]
+    found = converted.load_converted(directory, where, parts)
     text = converted.text_tokenizer(directory)
-    decoders = _converted_decoders(directory, stored, found)
+    decoders = _converted_decoders(directory, stored, found, where, shared)
     modules = build_modules(found.config)
-    return Lavit(modules, found.params, found.codebook, text, "published", decoders)
+    return Lavit(modules, found.params, found.codebook, text, "published", decoders, shared)
 
 
-def _converted_decoders(directory: epath.Path, stored: Record, found: Published) -> pixels.Decoders:
+def _converted_decoders(
+    directory: epath.Path, stored: Record, found: Published, where: Mesh, shared: Mesh | None
+) -> pixels.Decoders:
     """The diffusion decoders that are whole, each with its condition head."""
     from lavit_jax.convert import load as converted
     from lavit_jax.convert.pixel_infer import FOLDERS
@@ -376,8 +404,9 @@ def _converted_decoders(directory: epath.Path, stored: Record, found: Published)
 
         @functools.cache
         def read() -> PixelDecoder:
-            more = converted.load_converted(directory, parts=[FOLDERS[kind]]).params
-            return pixels.published(headed._replace(params={**headed.params, **more}))[kind]
+            more = converted.load_converted(directory, where, [FOLDERS[kind]]).params
+            whole = headed._replace(params={**headed.params, **more})
+            return pixels.published(whole, shared)[kind]
 
         return read
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lavit_jax.models import llama
+from lavit_jax.models import llama, placement
 from lavit_jax.models.llama import Caches, Llama
 
 Params = Any
@@ -82,7 +82,7 @@ def prefill(
     )
     logits = run(llm, params, hidden[:, -1], first, method="logits")
     gaps = places - prompt.mask_RS.sum(axis=1)
-    return logits, Context(cache, readable, gaps, jnp.asarray(places))
+    return logits, Context(_laid(cache), readable, gaps, jnp.asarray(places))
 
 
 def extend(
@@ -103,7 +103,17 @@ def extend(
         method="hidden",
     )
     logits = run(llm, params, hidden[:, 0], first, method="logits")
-    return logits, context._replace(cache=cache, filled=here + 1)
+    return logits, context._replace(cache=_laid(cache), filled=here + 1)
+
+
+def _laid(cache: Caches) -> Caches:
+    """Rows and heads of a cache on the devices that read them."""
+
+    def one(x: Array) -> Array:
+        names = ("batch", "act_heads", None, None)
+        return placement.constrain(x, *[None] * (x.ndim - len(names)), *names)
+
+    return jax.tree.map(one, cache)
 
 
 def stack(first: Prompt, second: Prompt) -> Prompt:

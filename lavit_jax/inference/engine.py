@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from lavit_jax.data import images as image_data
@@ -106,12 +107,14 @@ class Engine:
         codebook: Codebook | None,
         text: TextTokenizer | None,
         decoders: Decoders | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         self.config: LavitConfig = modules.config
-        modules, params = _for_decoding(modules, params)
+        if mesh is None:
+            modules, params = _for_decoding(modules, params)
         self.modules, self.params, self._codebook, self._text = modules, params, codebook, text
         self.decoders = decoders or {}
-        self.programs = programs(modules)
+        self.programs = programs(modules, mesh)
         self.special = SpecialIds(modules.config.llm.text_vocab, modules.config.llm.codes)
 
     @property

@@ -14,9 +14,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, UInt8
 
 from lavit_jax.errors import UserError
+from lavit_jax.inference.programs import compiled_on
 from lavit_jax.inference.prompts import bucket, padded
 from lavit_jax.models import decoder, diffusion, pixels, quantizer, unet
 from lavit_jax.models.config import DecoderConfig
@@ -198,9 +200,9 @@ class _Painter:
 
 
 @functools.cache
-def _program(painter: _Painter) -> Any:
+def _program(painter: _Painter, mesh: Mesh | None) -> Any:
     """Compiled once for each shape and settings, whatever the weights and the guidance's scale."""
-    return jax.jit(painter.paint, static_argnames="settings")
+    return compiled_on(mesh, painter.paint, static_argnames="settings")
 
 
 # Modules each kind runs; the autoencoder comes with them where there is one.
@@ -226,8 +228,9 @@ class PixelDecoder:
         params: Mapping[str, Any],
         codes_KC: Float[Array, "K C"],
         unconditional_LF: Any = None,
+        mesh: Mesh | None = None,
     ) -> None:
-        self.kind, self.config = kind, config
+        self.kind, self.config, self._mesh = kind, config, mesh
         self._heads, self._codes = heads, codes_KC
         self._stored = None if unconditional_LF is None else jnp.asarray(unconditional_LF)
         needed = NEEDED[kind]
@@ -260,7 +263,7 @@ class PixelDecoder:
         long = [len(row) for row in ids if len(row) > most]
         if long:
             raise UserError(f"a picture has {long[0]} ids, more than its {most} patches")
-        program = _program(_Painter(self.kind, self.config, self._heads))
+        program = _program(_Painter(self.kind, self.config, self._heads), self._mesh)
         root, painted = jax.random.key(seed), []
         for start in range(0, len(ids), ROWS):
             part = list(ids[start : start + ROWS])
@@ -302,8 +305,12 @@ class PixelDecoder:
 Decoders = Mapping[str, Callable[[], PixelDecoder]]
 
 
-def published(loaded: Published) -> dict[str, PixelDecoder]:
+def published(loaded: Published, mesh: Mesh | None = None) -> dict[str, PixelDecoder]:
     """The pixel decoders of a published checkpoint that are whole, by kind.
+
+    Args:
+      loaded: its parameters and sizes.
+      mesh: where the parameters are, if on more than one device.
 
     Raises:
       UserError: the checkpoint has no visual tokenizer.
@@ -325,6 +332,7 @@ def published(loaded: Published) -> dict[str, PixelDecoder]:
             loaded.params,
             loaded.codebook.codes_KC,
             _unconditional(loaded.params, kind),
+            mesh,
         )
     return found
 
@@ -335,11 +343,13 @@ def _unconditional(params: Mapping[str, Any], kind: str) -> Any:
     return None if stored is None else next(iter(stored.values()))[0]
 
 
-def trained(modules: Modules, params: Mapping[str, Any], codebook: Codebook) -> Decoders:
+def trained(
+    modules: Modules, params: Mapping[str, Any], codebook: Codebook, mesh: Mesh | None = None
+) -> Decoders:
     """The pixel decoder of a training run, as "lowres"; none where none was trained."""
     config = modules.config.pixels
     if config is None or "lowres_unet" not in params:
         return {}
     heads = Heads(modules.config.decoder, (config.unet.condition,))
-    found = PixelDecoder("lowres", config, heads, params, codebook.codes_KC)
+    found = PixelDecoder("lowres", config, heads, params, codebook.codes_KC, mesh=mesh)
     return {"lowres": lambda: found}

@@ -10,10 +10,12 @@ places, V vocabulary.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from lavit_jax.inference import beams, generate, likelihood
@@ -24,6 +26,7 @@ from lavit_jax.inference.selection import Selection
 from lavit_jax.models import decoder, lavit
 from lavit_jax.models.lavit import Modules, Params, Tokens
 from lavit_jax.models.quantizer import Codebook
+from lavit_jax.parallel.mesh import placed
 
 
 class Seen(NamedTuple):
@@ -36,14 +39,15 @@ class Seen(NamedTuple):
 class Programs:
     """Compiled functions of one set of modules; get them from `programs`."""
 
-    def __init__(self, modules: Modules) -> None:
+    def __init__(self, modules: Modules, mesh: Mesh | None) -> None:
         self._modules = modules
-        self.tokenize = jax.jit(self._tokenize)
-        self.see = jax.jit(self._see)
-        self.paint = jax.jit(self._paint)
-        self.sample = jax.jit(self._sample, static_argnames="first")
-        self.search = jax.jit(self._search)
-        self.likelihood = jax.jit(self._likelihood, static_argnames="most")
+        compiled = functools.partial(compiled_on, mesh)
+        self.tokenize = compiled(self._tokenize)
+        self.see = compiled(self._see)
+        self.paint = compiled(self._paint)
+        self.sample = compiled(self._sample, static_argnames="first")
+        self.search = compiled(self._search)
+        self.likelihood = compiled(self._likelihood, static_argnames="most")
 
     def _tokenize(
         self,
@@ -164,9 +168,29 @@ class Programs:
 
 
 @functools.cache
-def programs(modules: Modules) -> Programs:
-    """The programs of these modules, the same ones every time."""
-    return Programs(modules)
+def programs(modules: Modules, mesh: Mesh | None = None) -> Programs:
+    """The programs of these modules on a mesh, the same ones every time."""
+    return Programs(modules, mesh)
+
+
+def compiled_on(mesh: Mesh | None, function: Callable[..., Any], **how: Any) -> Callable[..., Any]:
+    """A jitted function whose activations lie on a mesh as `parallel/rules.py` says.
+
+    Args:
+      mesh: None for the device its arguments are on.
+      function: pure.
+      how: as `jax.jit` has it.
+    """
+    jitted = jax.jit(function, **how)
+    if mesh is None:
+        return jitted
+
+    @functools.wraps(function)
+    def on_mesh(*args: Any, **named: Any) -> Any:
+        with placed(mesh):
+            return jitted(*args, **named)
+
+    return on_mesh
 
 
 def banned_ids(modules: Modules, *, text: bool, first_text: int = 0) -> Bool[Array, "V"]:

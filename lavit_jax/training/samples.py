@@ -44,8 +44,9 @@ def write(run: Run, phase: Phase, current: TrainState, step: int) -> None:
     size = run.config.model.image_size
     pictures = [image_data.resize(record["image"], size) for record in records]
     params = {**current.params, **averaged(current.opt_state)}
-    decoders = trained(run.modules, params, current.codebook)
-    model = Lavit(run.modules, params, current.codebook, run.text, decoders=decoders)
+    mesh = run.mesh if run.mesh.size > 1 else None
+    decoders = trained(run.modules, params, current.codebook, mesh)
+    model = Lavit(run.modules, params, current.codebook, run.text, decoders=decoders, mesh=mesh)
     if objective == "tokenizer":
         cells, labels = _tokenized(model, pictures)
     elif objective == "diffusion":

@@ -65,7 +65,7 @@ def missing(path: str) -> None:
 @pytest.mark.parametrize("command", ["tokenize", "caption", "answer", "draw"])
 @pytest.mark.parametrize("make", [missing, truncated, huge, empty, text])
 def test_a_picture_that_cannot_be_read_is_one_line_and_status_2(make, command, capsys, monkeypatch):
-    def load(workdir):
+    def load(workdir, mesh):
         raise AssertionError("a model was loaded for nothing")
 
     monkeypatch.setattr(lavit_jax, "load", load, raising=False)
@@ -114,7 +114,7 @@ def test_a_picture_of_any_kind_simply_works(make, capsys, monkeypatch):
         def complete(self, prompts, **options):
             return [[Said("x".join(map(str, image.shape)), None)] for image, _ in prompts]
 
-    monkeypatch.setattr(lavit_jax, "load", lambda workdir: Model(), raising=False)
+    monkeypatch.setattr(lavit_jax, "load", lambda workdir, mesh: Model(), raising=False)
     make("picture")
     Path("w").mkdir()
     Path("w/config.json").write_text("{}")

@@ -95,7 +95,7 @@ class FakeLavit:
 @pytest.fixture
 def model(monkeypatch) -> FakeLavit:
     fake = FakeLavit()
-    monkeypatch.setattr(lavit_jax, "load", lambda workdir: fake, raising=False)
+    monkeypatch.setattr(lavit_jax, "load", lambda workdir, mesh: fake, raising=False)
     return fake
 
 
@@ -300,6 +300,7 @@ def test_prompts_that_look_alike_get_files_of_their_own(model, capsys):
         (["draw", "x", "--size", "768"], "takes HxW such as 768x1344, got '768'"),
         (["draw", "x", "--size", "0x64"], "takes HxW such as 768x1344, got '0x64'"),
         (["score", "cat.png", " "], "the text is empty"),
+        (["draw", "x", "--mesh", "tensor:4"], "takes AXIS=N,... such as tensor=4, got 'tensor:4'"),
         (["draw", "x", "--colour", "red"], "unrecognized arguments: --colour red"),
         (["sing"], "'sing'"),
         (["convert", "gs://b/LaVIT", "o"], "a place on this machine, got gs://b/LaVIT: copy it"),
@@ -324,7 +325,7 @@ def test_mistakes_get_one_line_and_status_2(argv, says, model, capsys):
 
 
 def test_nothing_is_loaded_before_the_pictures_are_known_to_be_good(monkeypatch, capsys):
-    def load(workdir):
+    def load(workdir, mesh):
         raise AssertionError("loaded")
 
     monkeypatch.setattr(lavit_jax, "load", load, raising=False)
