@@ -46,7 +46,7 @@ def data() -> ConfigDict:
             "text_vocab_size": 800,  # sentencepiece BPE pieces
             "canonical_share": 0.85,  # how often the picture's own name is the caption
             "row_length": 256,  # S, tokens of a packed row
-            "images_per_row": 5,  # J, condition images of a packed row at most
+            "images_per_row": 5,  # J, condition images of a packed row at most; 0: see docs/data.md
             "variants": 2,  # augmented views of each picture in the unified phase
             "visual_ids": "",  # of the data set, a folder of `lavit tokenize-dataset`; or made here
             "text_drop": 0.1,  # [text, image] without its text, for guidance (ours)

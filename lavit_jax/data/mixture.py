@@ -24,6 +24,7 @@ from lavit_jax.errors import UserError
 Record = dict[str, Any]
 
 KINDS = ("image_text", "text_image", "text", "question")
+SEEING = ("image_text", "question")  # those whose images the encoder sees in the step
 TRIES = 100  # neighbours tried in place of a picture whose stored ids are lost
 
 
@@ -171,6 +172,25 @@ def check_shares(
             raise UserError(f"{name}.{kind} must be a share of 0 or more, got {share}")
     if not any(shares.values()):
         raise UserError(f"{name} needs a share above 0, got {dict(shares.items())}")
+
+
+def check_room(shares: Mapping[str, float], images: int, name: str = "config.data.mixture") -> None:
+    """Checks that rows have room for the images of all kinds.
+
+    Args:
+      shares: by kind.
+      images: slots of a row.
+      name: the shares' field.
+
+    Raises:
+      UserError: there is none.
+    """
+    seeing = [kind for kind in SEEING if shares.get(kind)]
+    if seeing and not images:
+        raise UserError(
+            f"config.data.images_per_row=0 leaves no room for the images of {name}.{seeing[0]}="
+            f"{shares[seeing[0]]}: expected 1 or more, or that share 0"
+        )
 
 
 def mixed(

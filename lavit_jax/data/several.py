@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from lavit_jax.data import prepared, streams
 from lavit_jax.data.layout import Example
-from lavit_jax.data.mixture import KINDS, ExampleMaker, check_shares
+from lavit_jax.data.mixture import KINDS, ExampleMaker, check_room, check_shares
 from lavit_jax.data.packing import Staged
 from lavit_jax.data.streams import Mixture, Stream
 from lavit_jax.data.text import TextTokenizer
@@ -93,9 +93,13 @@ def check(config: ConfigDict) -> None:
     sources = _sources(config)
     if sources:
         _stages(config, [name for name, _ in sources])
+    else:
+        check_room(config.data.mixture, config.data.images_per_row)
     for name, fields in sources:
         if fields["kinds"]:
-            check_shares(fields["kinds"], f"config.data.sources.{name}.kinds", KINDS)
+            where = f"config.data.sources.{name}.kinds"
+            check_shares(fields["kinds"], where, KINDS)
+            check_room(fields["kinds"], config.data.images_per_row, where)
         if fields["path"]:
             check_folder(name, fields)
     stored = [config.data.visual_ids, *(fields["visual_ids"] for _, fields in sources)]

@@ -17,7 +17,7 @@ COUNTS = (  # field, least
     ("seed", 0),
     ("data.text_vocab_size", 1),
     ("data.row_length", 2),
-    ("data.images_per_row", 1),
+    ("data.images_per_row", 0),
     ("data.variants", 1),
     ("data.held_out", 0),
     ("data.threads", 0),

@@ -235,9 +235,10 @@ class Unified:
         """Batch: see `data/packing.py`."""
         m = self.modules
         ids, segments = batch["ids"], batch["segment_ids"]
-        features = self._condition(params, batch["images"], batch["keep"])
-        embeds = lavit.run(m, params, "llm", ids, method="embed")
-        x = lavit.embed_mixed(embeds, features, batch["feature"], m.config.patches)
+        x = lavit.run(m, params, "llm", ids, method="embed")
+        if batch["images"].shape[1]:  # rows of stored ids and text alone need no encoder
+            features = self._condition(params, batch["images"], batch["keep"])
+            x = lavit.embed_mixed(x, features, batch["feature"], m.config.patches)
         llm = m.config.llm
         readable = attention.packed_rows(segments, llm.head_dim)
         hidden, _ = lavit.run(m, params, "llm", x, batch["positions"], readable, method="hidden")

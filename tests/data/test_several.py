@@ -12,6 +12,7 @@ from lavit_jax.data.sources import Options
 from lavit_jax.data.stored_ids import Stamp, Tokens
 from lavit_jax.errors import UserError
 from shards import tars
+from tiny import mini_config
 
 STAMP = Stamp("w", "p", "s")
 
@@ -297,3 +298,10 @@ def test_ids_of_another_data_set_are_refused(open_batches, mixed_config, tmp_pat
     mixed_config.data.sources.pairs.visual_ids = str(write_ids(tmp_path / "ids", keys))
     with pytest.raises(UserError, match="of 99 examples, the data set has 100"):
         open_batches()
+
+
+def test_kinds_that_show_images_need_slots_for_them():
+    alone = ("--config.data.images_per_row=0", "--config.data.mixture.image_text=0.0")
+    with pytest.raises(UserError, match=r"no room for the images of .*mixture\.question=0\.1"):
+        several.check(mini_config(*alone))
+    several.check(mini_config(*alone, "--config.data.mixture.question=0.0"))

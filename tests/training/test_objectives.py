@@ -186,6 +186,21 @@ def test_useful_tokens_are_the_share_that_is_not_padding():
     assert found.metrics["useful_tokens"] == pytest.approx((segments > 0).mean())
 
 
+def test_rows_of_ids_alone_need_no_encoder():
+    special = SpecialIds(TEXT_VOCAB, M.config.quantizer.codes)
+    examples = [layout.text_image(special, [10, 11], [3, 5, 7])]
+    objective = objectives.make_objective(M, PHASES["unified"])
+
+    def loss(slots, names):
+        shape = packing.RowShape(packing.Limits(64, slots), PATCHES, SIDE)
+        laid = packing.lay_row(examples, shape, lambda image: images(2)[image])
+        batch = {name: x[None] for name, x in laid.items()}
+        read = {module: params()[module] for module in names}
+        return jax.jit(objective)(read, codebook(), batch, KEY)[0]
+
+    np.testing.assert_allclose(loss(0, ["llm"]), loss(2, READS["unified"]), rtol=1e-6)
+
+
 def test_unknown_objectives_and_selections_are_refused():
     with pytest.raises(ValueError, match="magic"):
         objectives.make_objective(M, {**PHASES.encoder, "objective": "magic"})
