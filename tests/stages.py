@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from lavit_jax.models import lavit, quantizer
 from lavit_jax.models.config import lavit_config
@@ -18,13 +19,25 @@ from random_params import random_params
 from tiny import TEXT_VOCAB, mini_config
 
 ROWS, LENGTH, SLOTS = 8, 32, 2
-STAGES = ("contrastive", "tokenizer", "unified")
+PHASES = {
+    "contrastive": "encoder",
+    "tokenizer": "quantize",
+    "unified": "unified",
+    "diffusion": "pixels",
+}
+QUICK = ("contrastive", "tokenizer", "unified")  # a U-Net's gradients take long to compile
+
+
+def config(stage: str) -> ConfigDict:
+    """The small config that has a stage."""
+    name = "twemoji_pixels.py:mini" if stage == "diffusion" else "mini.py"
+    return mini_config(config=f"configs/{name}")
 
 
 @functools.cache
-def modules() -> lavit.Modules:
-    """`configs/mini.py` with single layers and a vocabulary looked at in two parts."""
-    model = mini_config().model.to_dict()
+def modules(stage: str) -> lavit.Modules:
+    """A stage's with single layers and a vocabulary looked at in two parts."""
+    model = config(stage).model.to_dict()
     for part in ("encoder", "merger", "decoder", "pixel_head", "text_tower", "llm"):
         model[part] |= {"depth": 1}
     model["llm"] |= {"vocab_chunks": 2}
@@ -33,19 +46,18 @@ def modules() -> lavit.Modules:
 
 def phase(stage: str) -> dict[str, Any]:
     """A phase of each objective that trains all it may."""
-    config = mini_config().phases
-    name = {"contrastive": "encoder", "tokenizer": "quantize", "unified": "unified"}[stage]
-    return config[name].to_dict()
+    found: dict[str, Any] = config(stage).phases[PHASES[stage]].to_dict()
+    return found | {"condition_drop": 0.3} if stage == "diffusion" else found
 
 
 def params(stage: str) -> dict[str, Any]:
     """The same on every mesh."""
-    return random_params(lambda key: lavit.init_params(modules(), READS[stage], key))
+    return random_params(lambda key: lavit.init_params(modules(stage), READS[stage], key))
 
 
 def batch(stage: str) -> dict[str, np.ndarray]:
     """The same on every mesh: all rows of all processes."""
-    rng, c = np.random.default_rng(1), modules().config
+    rng, c = np.random.default_rng(1), modules(stage).config
     side = c.encoder.image_size
     if stage != "unified":
         return {
@@ -76,10 +88,10 @@ def loss_and_gradients(stage: str, mesh: Mesh, mine: slice = slice(None)) -> tup
     Returns:
       The loss, and gradients of all trained parameters on the host.
     """
-    config = phase(stage)
-    objective, trained = make_objective(modules(), config), tuple(config["modules"])
-    shardings = state.param_shardings(modules(), READS[stage], mesh)
-    book = quantizer.random_codebook(modules().config.quantizer, jax.random.key(3))
+    found, of_stage = phase(stage), modules(stage)
+    objective, trained = make_objective(of_stage, found), tuple(found["modules"])
+    shardings = state.param_shardings(of_stage, READS[stage], mesh)
+    book = quantizer.random_codebook(of_stage.config.quantizer, jax.random.key(3))
 
     def loss_of(train: Any, rest: Any, batch: Any) -> Any:
         key = jax.random.key(5)
