@@ -5,8 +5,9 @@
 #       --image IMAGE --config FILE.py[:ARG] --workdir gs://BUCKET/FOLDER [OPTIONS] \
 #       [-- --config.FIELD=VALUE ...]
 #
-# Kubernetes starts it again when machines are taken away or fail; it goes on from the newest
-# checkpoint in the work directory. `xpk workload list` and `xpk workload delete` do the rest.
+# Kubernetes starts it again when machines are taken away or fail, and not after status 2, a mistake in
+# arguments or config; it goes on from the newest checkpoint in the work directory. `xpk workload list`
+# and `xpk workload delete` do the rest.
 #
 # --cluster CLUSTER  made with `xpk cluster create`
 # --name NAME        name of the workload, at most 40 characters (LAVIT_TPU_NAME)
@@ -35,7 +36,10 @@ check_count max-restarts "$opt_max_restarts"
 [ -n "$opt_image" ] || fail "--image IMAGE is needed"
 matches "$opt_name" '.{1,40}' || fail "--name: expected at most 40 characters, got '$opt_name'"
 
+# XPK by itself takes every status but 42 and 127 to 255 for final; a crash is 1, and a process that has
+# lost another one ends with 75.
 run xpk workload create "--workload=$opt_name" "--cluster=$opt_cluster" "--zone=$opt_zone" \
   ${opt_project:+"--project=$opt_project"} "--tpu-type=$opt_type" "--num-slices=$opt_slices" \
   "--docker-image=$opt_image" "--max-restarts=$opt_max_restarts" \
+  "--restart-on-exit-codes=1,75" \
   "--command=bash /opt/lavit_jax/launch/tpu/entrypoint.sh $(quote "${train[@]}")"

@@ -6,6 +6,8 @@ import re
 import yaml
 
 from fake_cloud import REPO, Cloud
+from lavit_jax.cli.main import EXIT_MISTAKE
+from lavit_jax.parallel.peers import LOST
 
 MANIFEST = REPO / "launch" / "gke" / "jobset.yaml"
 SUBMIT = (
@@ -75,9 +77,20 @@ def test_xpk_is_called_with_one_quoted_command(cloud: Cloud):
         "--num-slices=2",
         "--docker-image=image:1",
         "--max-restarts=100",
+        "--restart-on-exit-codes=1,75",
         "--command=bash /opt/lavit_jax/launch/tpu/entrypoint.sh train --config configs/mini.py"
         " --workdir gs://bucket/run '--config.name=a b'",
     ]
+
+
+def test_xpk_restarts_after_a_lost_machine_and_not_after_a_mistake(cloud: Cloud):
+    assert cloud.run("gke/xpk.sh", *SUBMIT).returncode == 0
+    (more,) = re.findall(
+        r"^--restart-on-exit-codes=(.+)$", (cloud.folder / "xpk").read_text(), re.M
+    )
+    restarts = {42, *range(127, 256), *map(int, more.split(","))}  # the first two are XPK's own
+    assert restarts.isdisjoint({EXIT_MISTAKE})
+    assert restarts.issuperset({1, LOST, 143})
 
 
 def test_xpk_without_an_image_is_one_clear_line(cloud: Cloud):
