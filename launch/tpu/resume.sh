@@ -27,7 +27,7 @@
 # --ssh-arg ARG      one more argument for `gcloud ... ssh`, e.g. --ssh-arg=--tunnel-through-iap; may
 #                    come many times
 # --poll SECONDS     how often to look (default: 60)
-# --max-failures N   steps that may fail one after the other (default: 10)
+# --max-failures N   steps or requests that may fail one after the other (default: 10)
 # --max-crashes N    crashes of training within 30 minutes of its start (default: 3)
 # --delete-when-done delete the machines when training is done
 # --dry-run          print every command, run none
@@ -69,7 +69,7 @@ note() {
   say "$(date '+%Y-%m-%d %H:%M:%S') $opt_name: $*"
 }
 
-failures=0 crashes=0 requests=0 seen='' launched='' existed='' started=0
+failures=0 refusals=0 crashes=0 requests=0 seen='' launched='' existed='' started=0
 
 # failed WHAT: counts a step that did not work; the next look tries again.
 failed() {
@@ -146,7 +146,7 @@ tend() {
   case $doing in
     unreachable) failed "the first machine does not answer" ;;
     running)
-      failures=0
+      failures=0 refusals=0
       [ -n "$launched" ] || adopt
       ;;
     *)
@@ -183,7 +183,10 @@ while :; do
       request
       ;;
     SUSPENDED | FAILED)
-      [ "$state" != FAILED ] || failed "there were no machines"
+      if [ "$state" = FAILED ]; then
+        refusals=$((refusals + 1))
+        failed "there were no machines"
+      fi
       launched=''
       if delete; then
         existed=''
@@ -193,6 +196,7 @@ while :; do
       fi
       ;;
     UNKNOWN) failed "gcloud could not say its state: $reason" ;;
+    *) failures=$refusals ;; # waiting undoes no request that came to nothing
   esac
   sleep "$opt_poll"
 done

@@ -376,6 +376,21 @@ def test_resume_lives_through_a_network_that_is_away_for_a_while(cloud):
     assert [call[0] for call in cloud.calls()] == ["describe"] * 3
 
 
+def test_resume_waits_for_machines_through_failures_that_are_not_in_a_row(cloud):
+    cloud.states(*["BROKEN", "WAITING_FOR_RESOURCES"] * 3, "ACTIVE")
+    cloud.plan("exit 0")
+    done = cloud.run("tpu/resume.sh", *RESUME, "--max-failures", "2")
+    assert done.returncode == 0, done.stderr
+    assert verbs(cloud.calls()) == ["setup", "start"]
+
+
+def test_resume_gives_up_on_requests_that_keep_coming_to_nothing(cloud):
+    cloud.states(*["PROVISIONING", "FAILED"] * 4)
+    done = cloud.run("tpu/resume.sh", *RESUME, "--max-failures", "3")
+    assert done.returncode == 1
+    assert verbs(cloud.calls()) == ["delete", "create"] * 2
+
+
 def test_resume_gives_up_at_once_when_its_first_request_is_refused(cloud):
     cloud.states("ABSENT")
     done = cloud.run("tpu/resume.sh", *RESUME, FAKE_FAILS="create")
