@@ -10,7 +10,8 @@
 # itself: stopped at any time (training runs on), it picks up when it is called again.
 #
 # Ends when training is done (0), was stopped with stop.sh (0), has a mistake in its arguments or
-# config (2), or keeps failing (1).
+# config (2), or keeps failing (1). The machines stay, and cost, unless --delete-when-done deletes them;
+# it says so.
 #
 # --name NAME        name of the queued resource (LAVIT_TPU_NAME)
 # --zone ZONE        its zone, e.g. us-east5-a (LAVIT_TPU_ZONE)
@@ -71,6 +72,17 @@ note() {
 
 failures=0 refusals=0 crashes=0 requests=0 seen='' launched='' existed='' started=0
 
+# leave: says what still costs, whatever ended this, Ctrl-C too.
+leave() {
+  case $state in
+    '' | ABSENT) ;;
+    ACTIVE) note "the machines are still there and cost; delete.sh deletes them" ;;
+    *) note "the request may still be there, and its machines cost; delete.sh deletes both" ;;
+  esac
+}
+state=''
+trap leave EXIT
+
 # failed WHAT: counts a step that did not work; the next look tries again.
 failed() {
   failures=$((failures + 1))
@@ -99,15 +111,18 @@ request() {
   create || {
     [ "$requests" -gt 1 ] || exit 1
     failed "creating failed"
+    return
   }
+  state=ACCEPTED
+}
+
+give_back() {
+  delete || return
+  state=ABSENT
 }
 
 finish() {
-  if [ -n "$opt_delete_when_done" ]; then
-    delete
-  else
-    note "the machines are still there and cost; delete.sh deletes them"
-  fi
+  [ -z "$opt_delete_when_done" ] || give_back || exit 1
   exit 0
 }
 
@@ -154,10 +169,7 @@ tend() {
       if [ -n "$launched" ]; then
         case $doing in
           done) finish ;;
-          stopped)
-            note "stopped with stop.sh; the machines are still there and cost"
-            exit 0
-            ;;
+          stopped) exit 0 ;;
           failed*) crash "${doing#failed }" ;;
         esac
         stop_workers || failed "stopping failed"
@@ -188,7 +200,7 @@ while :; do
         failed "there were no machines"
       fi
       launched=''
-      if delete; then
+      if give_back; then
         existed=''
         request
       else

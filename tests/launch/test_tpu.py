@@ -404,6 +404,33 @@ def test_resume_deletes_the_machines_of_a_finished_run_on_request(cloud):
     assert verbs(cloud.calls()) == ["setup", "start", "delete"]
 
 
+@pytest.mark.parametrize(
+    ("states", "plan", "more", "status", "said"),
+    [
+        (["ACTIVE"], "exit 0", (), 0, "machines are still there and cost; delete.sh deletes them"),
+        (["ACTIVE"], "exit 0", ("--delete-when-done",), 0, None),
+        (["ACTIVE"], "exit 2", ("--delete-when-done",), 2, "machines are still there and cost"),
+        (["ACTIVE"], "exit 1", ("--max-crashes", "1"), 1, "machines are still there and cost"),
+        (["PROVISIONING", "BROKEN"], "run", ("--max-failures", "2"), 1, "request may still be"),
+        (["PROVISIONING", "DELETING", "ABSENT"], "run", (), 0, None),
+    ],
+)
+def test_resume_says_what_still_costs_when_it_ends(cloud, states, plan, more, status, said):
+    cloud.states(*states)
+    cloud.plan(plan)
+    done = cloud.run("tpu/resume.sh", *RESUME, *more)
+    assert done.returncode == status, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert said in last if said else "delete.sh" not in done.stderr
+
+
+def test_resume_that_is_ended_by_a_signal_says_what_still_costs(cloud):
+    cloud.program("sleep", "#!/bin/sh\nkill -TERM $PPID\n")
+    done = cloud.run("tpu/resume.sh", *RESUME)
+    assert done.returncode == -signal.SIGTERM
+    assert done.stderr.endswith("machines are still there and cost; delete.sh deletes them\n")
+
+
 # What every script has in common.
 
 
