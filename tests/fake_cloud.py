@@ -22,7 +22,8 @@ case "$*" in
 esac
 """
 
-# Stands for `lavit`: does what the next line of $FAKE_CLOUD/plan says.
+# Stands for `lavit`: does what the next line of $FAKE_CLOUD/plan says; `stop` is what it does when
+# another machine of the run is told to.
 LAVIT = """\
 #!/bin/sh
 printf '%s\\n' "$@" >"$HOME/arguments"
@@ -35,7 +36,8 @@ case $HOME in
 esac
 echo "lavit: $todo $code"
 case $todo in
-  exit) exit "$code" ;;
+  exit) [ "$code" != 0 ] || echo completed >"$LAVIT_COMPLETED"; exit "$code" ;;
+  stop) exit 0 ;;
   hang) trap '' TERM ;;
   *) trap 'echo saved; exit 0' TERM ;;
 esac
@@ -106,6 +108,7 @@ class Cloud:
             env={
                 "PATH": str(self.bin),
                 "HOME": str(self.folder),
+                "TMPDIR": str(self.folder),  # what a killed script has left goes with it
                 "PYTHON": "python3",
                 "FAKE_CLOUD": str(self.folder),
                 "FAKE_NODES": str(nodes),

@@ -252,7 +252,8 @@ stop_workers() {
 }
 
 # ask_worker: sets `doing` to what the first machine's training does (see worker.sh), or to `unreachable`.
-# When one machine of a run fails, jax ends the others, so the first speaks for all.
+# When one machine of a run fails, jax ends the others, and when one is told to end, all save and end
+# `interrupted`: the first speaks for all.
 ask_worker() {
   local out
   ssh_command 0 0 "if [ -f $worker ]; then bash $worker status; else echo lavit-status: absent; fi"

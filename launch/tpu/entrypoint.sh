@@ -3,8 +3,8 @@
 #
 #   bash launch/tpu/entrypoint.sh train --config configs/FILE.py[:ARG] --workdir gs://BUCKET/FOLDER
 #
-# Ends with the status of `lavit`, or with 143 after a SIGTERM, so that Kubernetes does not take an
-# interrupted run for a finished one.
+# Ends with the status of `lavit`, or with 143 after a SIGTERM, here or on another machine of the run, so
+# that Kubernetes does not take an interrupted run for a finished one.
 set -euo pipefail
 
 case ${1:-} in

@@ -11,12 +11,14 @@ tpu_environment() {
   fi
 }
 
-# supervise COMMAND...: runs a command and returns its status; passes SIGTERM on, waits for it to
-# save, and returns 143 whatever it returned: an interrupted run must not look like a finished one.
+# supervise lavit ARGS...: runs it and returns its status; passes SIGTERM on and waits for it to save.
+# Returns 143 after a SIGTERM, here or on any other machine of the run: there `lavit` ends with 0, and an
+# interrupted run must not look like a finished one, which writes the file LAVIT_COMPLETED.
 supervise() {
-  local interrupted='' code=0 child=''
+  local interrupted='' code=0 child='' completed
+  completed=$(mktemp) || return
   trap 'interrupted=1; kill -TERM "$child" 2>/dev/null' TERM INT HUP
-  "$@" &
+  LAVIT_COMPLETED=$completed "$@" &
   child=$!
   [ -z "$interrupted" ] || kill -TERM "$child" 2>/dev/null
   while :; do
@@ -26,6 +28,8 @@ supervise() {
     kill -0 "$child" 2>/dev/null || break
   done
   trap - TERM INT HUP
+  [ "$code" -ne 0 ] || [ -s "$completed" ] || interrupted=1
+  rm -f "$completed"
   [ -z "$interrupted" ] || return 143
   return "$code"
 }

@@ -49,6 +49,7 @@ COMMANDS: tuple[Command, ...] = (
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
+COMPLETED = "LAVIT_COMPLETED"  # names a file to write once all is done
 
 DESCRIPTION = "LaVIT in JAX: train it, then tokenize, caption, answer about and draw pictures."
 EPILOG = """\
@@ -61,11 +62,17 @@ first steps:
 environment:
   LAVIT_WORKDIR   default of --workdir
   LAVIT_DEBUG=1   show the traceback of an error
+  LAVIT_COMPLETED=FILE   is written when all is done, not after SIGTERM
 """
 
 
 class _Parser(argparse.ArgumentParser):
     """Errors in one line, without the usage in front."""
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        if status == 0:  # --help and --version
+            _complete()
+        super().exit(status, message)
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_MISTAKE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -140,7 +147,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         allocator.keep_freed_memory()
     allocator.collect_rarely()
     try:
-        return args.run(args) or 0
+        status = args.run(args) or 0
+        _complete()
+        return status
     except KeyboardInterrupt:
         hint = "; run the same command again to go on" if "resumes" in args else ""
         print(f"\nlavit: stopped{hint}", file=sys.stderr)
@@ -154,6 +163,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"lavit: error: {one_line(error)}", file=sys.stderr)
         return EXIT_MISTAKE
+
+
+def _complete() -> None:
+    """Lets whoever started this tell its end from that of one that was stopped."""
+    if file := os.environ.get(COMPLETED):
+        with open(file, "w") as written:
+            written.write("completed\n")
 
 
 def one_line(error: Exception) -> str:

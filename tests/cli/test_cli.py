@@ -1,5 +1,6 @@
 """The command line, with the model behind it replaced by one that answers at once."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -387,6 +388,36 @@ def test_interrupted_training_says_that_it_can_go_on(monkeypatch, capsys):
     monkeypatch.setattr(run, "train", raising(KeyboardInterrupt()))
     assert main(["train", "--config", "configs/mini.py", "--workdir", "w"]) == 130
     assert capsys.readouterr().err.strip() == "lavit: stopped; run the same command again to go on"
+
+
+@pytest.fixture
+def completed(monkeypatch, tmp_path) -> Path:
+    """The file that says that a command did all of its work."""
+    file = tmp_path / "completed"
+    monkeypatch.setenv("LAVIT_COMPLETED", str(file))
+    return file
+
+
+def test_training_that_is_done_says_so_in_a_file(trained, completed):
+    assert main(["train", "--config", "configs/mini.py", "--workdir", "w"]) == 0
+    assert completed.read_text()
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt(), UserError("x")])
+def test_training_that_was_stopped_or_failed_does_not(error, completed, monkeypatch):
+    from lavit_jax.training import run
+
+    monkeypatch.setattr(run, "train", raising(error))
+    with contextlib.suppress(SystemExit):
+        main(["train", "--config", "configs/mini.py", "--workdir", "w"])
+    assert not completed.exists()
+
+
+@pytest.mark.parametrize(("argv", "status"), [(["train", "--help"], 0), (["train", "--x"], 2)])
+def test_help_is_complete_and_a_mistake_is_not(argv, status, completed):
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert (ended.value.code, completed.exists()) == (status, status == 0)
 
 
 def fake_module(monkeypatch, name: str, **content) -> None:

@@ -99,6 +99,11 @@ def test_xpk_without_an_image_is_one_clear_line(cloud: Cloud):
     assert done.stderr == "error: --image IMAGE is needed\n"
 
 
+def test_the_entry_point_of_a_run_that_another_machine_stopped_does_not_succeed(cloud: Cloud):
+    cloud.plan("stop")
+    assert cloud.run("tpu/entrypoint.sh", "train").returncode == 143
+
+
 def test_the_entry_point_ends_as_lavit_does_with_the_environment_of_a_tpu(cloud: Cloud):
     cloud.plan("exit 7")
     assert cloud.run("tpu/entrypoint.sh", "train").returncode == 7
@@ -106,5 +111,6 @@ def test_the_entry_point_ends_as_lavit_does_with_the_environment_of_a_tpu(cloud:
     assert "latency_hiding" in flags
     assert platforms.startswith("tpu")
     cloud.plan("exit 0")
-    cloud.run("tpu/entrypoint.sh", "train", LIBTPU_INIT_ARGS="mine")
+    done = cloud.run("tpu/entrypoint.sh", "train", LIBTPU_INIT_ARGS="mine")
+    assert done.returncode == 0
     assert (cloud.folder / "environment").read_text().splitlines()[0] == "mine"

@@ -243,7 +243,9 @@ def test_what_does_not_stop_is_killed(cloud):
     assert status(cloud) == "ACTIVE stopped"
 
 
-@pytest.mark.parametrize(("plan", "said"), [("exit 0", "done"), ("exit 3", "failed 3")])
+@pytest.mark.parametrize(
+    ("plan", "said"), [("exit 0", "done"), ("exit 3", "failed 3"), ("stop", "interrupted")]
+)
 def test_status_tells_how_training_ended(cloud, plan, said):
     assert status(cloud) == "ACTIVE absent"
     set_up(cloud)
@@ -321,6 +323,14 @@ def test_resume_restarts_on_all_machines_when_training_fails(cloud):
     assert done.returncode == 0, done.stderr
     assert verbs(cloud.calls()) == ["setup", "start", "ssh", "stop", "wait", "setup", "start"]
     assert "lavit: exit 1" in done.stdout  # the end of its log
+
+
+def test_resume_does_not_take_a_run_whose_other_slice_goes_away_for_a_finished_one(cloud):
+    cloud.plan("stop", "exit 0")
+    done = cloud.run("tpu/resume.sh", *RESUME, "--slices=2", "--delete-when-done", machines=(2, 1))
+    assert done.returncode == 0, done.stderr
+    once = ["setup", "start"]
+    assert verbs(cloud.calls()) == [*once, "stop", "wait", *once, "delete"]
 
 
 def test_resume_gives_up_on_training_that_keeps_failing(cloud):
