@@ -107,7 +107,7 @@ def run() -> ConfigDict:
                 "temperature": 1.0,
             },
             "mesh": {  # devices along each axis; -1: what the others leave
-                "slice": 1,  # TPU slices; a copy of the model on each
+                "slice": 0,  # TPU slices, a copy of the model on each; 0: as many as there are
                 "data": -1,  # copies of the model in a slice
                 "fsdp": 1,  # parts of parameters and optimizer state
                 "sequence": 1,  # parts of a row's tokens

@@ -22,7 +22,7 @@ AXES = ("slice", "data", "fsdp", "sequence", "tensor")
 
 def make_mesh(
     *,
-    slice: int = 1,
+    slice: int = 0,
     data: int = -1,
     fsdp: int = 1,
     sequence: int = 1,
@@ -32,7 +32,8 @@ def make_mesh(
     """A mesh over devices; one axis may be -1 and takes what the others leave.
 
     Args:
-      slice: TPU slices joined by the data centre network; parameters are copied to each.
+      slice: TPU slices joined by the data centre network; parameters are copied to each. 0: as many
+        as the devices form.
       data: copies of the parameters in a slice.
       fsdp: parts that parameters, optimizer state and EMA are split into.
       sequence: parts that a row's tokens are split into.
@@ -43,7 +44,8 @@ def make_mesh(
       UserError: the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = mesh_sizes((slice, data, fsdp, sequence, tensor), len(devices))
+    wanted = (slice or len(_slices(devices)), data, fsdp, sequence, tensor)
+    sizes = mesh_sizes(wanted, len(devices))
     return Mesh(_arrange(sizes, devices), AXES)
 
 
@@ -79,10 +81,7 @@ def _arrange(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
     """Devices in mesh order: neighbours on the wire are neighbours on the inner axes."""
     if devices[0].platform != "tpu":
         return np.array(devices).reshape(sizes)
-    by_slice: dict[int, list[Any]] = {}
-    for device in devices:
-        by_slice.setdefault(slice_of(device), []).append(device)
-    groups = [by_slice[index] for index in sorted(by_slice)]
+    groups = _slices(devices)
     if len(groups) == 1:
         groups = list(np.array(devices, object).reshape(sizes[0], -1))
     if len(groups) != sizes[0]:
@@ -97,6 +96,16 @@ def _arrange(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
             for group in groups
         ]
     )
+
+
+def _slices(devices: Sequence[Any]) -> list[list[Any]]:
+    """The devices of each slice; only TPUs form several."""
+    if devices[0].platform != "tpu":
+        return [list(devices)]
+    by_slice: dict[int, list[Any]] = {}
+    for device in devices:
+        by_slice.setdefault(slice_of(device), []).append(device)
+    return [by_slice[index] for index in sorted(by_slice)]
 
 
 def slice_of(device: Any) -> int:
