@@ -59,7 +59,7 @@ def load_converted(
     directory = epath.Path(path)
     stored = record.load(directory)
     wanted = _modules(stored, parts, directory)
-    mesh = make_mesh(data=len(jax.devices())) if mesh is None else mesh
+    mesh = make_mesh() if mesh is None else mesh
     arrays = {p: array for p, array in stored.arrays.items() if p.partition("/")[0] in wanted}
     shardings = array_shardings(stored.sizes, arrays, mesh)
     params = _restore(directory / store.DIRECTORY, arrays, shardings, dtype)

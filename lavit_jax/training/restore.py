@@ -81,7 +81,7 @@ def restore(workdir: str | os.PathLike[str], mesh: Mesh | None = None) -> Restor
     place = storage.to_read(workdir)
     config, modules, text = open_workdir(place)
     phases = make_schedule(config)
-    mesh = make_mesh(data=len(jax.devices())) if mesh is None else mesh
+    mesh = make_mesh() if mesh is None else mesh
     found = read_latest(
         place.checkpoints,
         lambda at: abstract_state(modules, phases, mesh, config.seed, at["step"]),
