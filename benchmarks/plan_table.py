@@ -45,8 +45,8 @@ def main(folder: str) -> None:
         "stage two: ids of the batch (s32), and embedded words, each chip having looked up its "
         "part of all words' widths (all-to-all), and pieces of parameters that the compiler pads "
         "to whole blocks (collective-permute); in generation, whose chips share heads and MLP, "
-        "what they sum behind both. Counts put together from one and two layers may come out too "
-        "high by a few gatherings that the compiler does twice."
+        "what they sum behind both. On two slices the compiler packs small arrays into one, whose "
+        "size differs with the number of layers: it is counted for all layers, which is too often."
     )
     for stem in _order(found):
         if stem.startswith("unified") or stem.endswith("v5p-128"):

@@ -40,11 +40,11 @@ class Collective:
 
     Attributes:
       kind: of `KINDS`.
-      array: dtype and shape of the whole: gathered, summed or exchanged.
+      array: dtype and shape of the whole: gathered, summed or exchanged; axes of one left out.
       size: its bytes.
       group: chips that take part together.
       between_slices: whether it leaves a slice.
-      what: where in the model, as XLA names it.
+      what: where in the model, as XLA names it; of several places, all of them.
     """
 
     kind: str
@@ -97,10 +97,11 @@ def read(text: str, chips: int, slices: int = 1) -> Counts:
 
 def _arrays(text: str, *, gathered: bool) -> Iterable[tuple[str, int]]:
     """Arrays of a result type; of an asynchronous start, the results alone."""
-    arrays = [
-        (f"{dtype}[{dims}]", BYTES[dtype] * math.prod(map(int, filter(None, dims.split(",")))))
-        for dtype, dims in _SHAPE.findall(text)
-    ]
+    arrays = []
+    for dtype, listed in _SHAPE.findall(text):
+        # Gradients of a stack of one layer have an axis of one that those of more layers have not.
+        dims = [int(dim) for dim in listed.split(",") if dim not in ("", "1")]
+        arrays.append((f"{dtype}[{','.join(map(str, dims))}]", BYTES[dtype] * math.prod(dims)))
     arrays = [(name, size) for name, size in arrays if size > 16]
     if gathered and len(arrays) > 1:
         arrays = arrays[len(arrays) // 2 :]  # operands come first, as many as results
@@ -142,12 +143,23 @@ def _what(name: str) -> str:
 
 
 def combine(parts: Iterable[tuple[float, Counts]]) -> Counts:
-    """A weighted sum of counts; what comes out as nothing is left out."""
+    """A weighted sum of counts; what comes out as nothing is left out.
+
+    Summed by array, for XLA names the same exchange differently in programs of different depth.
+    """
     total: collections.defaultdict[Collective, float] = collections.defaultdict(float)
+    places: collections.defaultdict[Collective, dict[str, float]] = collections.defaultdict(dict)
     for weight, counts in parts:
         for collective, count in counts.items():
-            total[collective] += weight * count
-    return {collective: count for collective, count in total.items() if count > 0}
+            array = dataclasses.replace(collective, what="")
+            total[array] += weight * count
+            places[array][collective.what] = places[array].get(collective.what, 0) + weight * count
+    found = {}
+    for array, count in total.items():
+        if count > 0:
+            named = sorted(name for name, times in places[array].items() if name and times > 0)
+            found[dataclasses.replace(array, what=", ".join(named))] = count
+    return found
 
 
 def sent(counts: Counts, *, between_slices: bool) -> float:

@@ -58,6 +58,24 @@ def test_what_a_second_layer_adds_is_counted_for_all_layers():
     assert collectives.combine([(1.0, one), (31.0, two), (-31.0, one)]) == {weight: 32, once: 1}
 
 
+def test_an_exchange_that_has_another_name_in_a_deeper_program_is_the_same():
+    def sums(what):
+        return Collective("all-reduce", "f32[256,8]", 8192, 4, False, what)
+
+    one, two = {sums("grad of up"): 2, sums("grad of gate"): 1}, {sums("grad of add"): 5}
+    assert collectives.combine([(1.0, one), (31.0, two), (-31.0, one)]) == {sums("grad of add"): 65}
+    known = {sums("b"): 1, sums("a"): 1, sums(""): 1}
+    assert collectives.combine([(1.0, known)]) == {sums("a, b"): 3}
+
+
+@pytest.mark.parametrize("shape", ["256,8", "1,256,8", "256,1,8"])
+def test_axes_of_one_do_not_tell_arrays_apart(shape):
+    text = f"  %ar = f32[{shape}]{{1,0}} all-reduce(%g), replica_groups=[4,2]<=[8], to_apply=%add\n"
+    assert collectives.read(text, chips=8) == {
+        Collective("all-reduce", "f32[256,8]", 8192, 2, False, ""): 1
+    }
+
+
 def test_a_real_program_is_read():
     mesh = make_mesh(data=1, fsdp=8)
     split = NamedSharding(mesh, PartitionSpec("fsdp"))
