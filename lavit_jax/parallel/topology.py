@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -54,9 +56,15 @@ class Chip:
 CHIPS: dict[str, Chip] = {
     "v4": Chip("v4", 275e12, 32e9, 1.2e12, 2.7e11, 6.25e9, 3, 2, 4096, {4: 240}, fused=True),
     "v5e": Chip("v5e", 197e12, 16e9, 0.82e12, 1.8e11, 3.1e9, 2, 1, 256, {1: 24, 4: 112, 8: 224}),
-    "v5p": Chip("v5p", 459e12, 95e9, 2.77e12, 5.4e11, 6.25e9, 3, 2, 8192, {4: 208}),
+    "v5p": Chip("v5p", 459e12, 95e9, 2.77e12, 5.4e11, 6.25e9, 3, 2, 6144, {4: 208}),
     "v6e": Chip("v6e", 918e12, 32e9, 1.64e12, 3.6e11, 12.5e9, 2, 1, 256, {1: 44, 4: 180, 8: 180}),
 }
+# Shapes that are sold, by axes of the torus; of three axes also boxes of whole cubes of `CUBE`^3.
+SHAPES: dict[int, tuple[tuple[int, ...], ...]] = {
+    2: ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)),
+    3: ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4)),
+}
+CUBE = 4
 ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v6": "v6e", "trillium": "v6e"}
 
 
@@ -130,9 +138,10 @@ class Topology:
             )
         except (RuntimeError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            missing = not (importlib.util.find_spec("libtpu") or "TPU_LIBRARY_PATH" in os.environ)
             raise UserError(
-                f"--topology {self.name}: the TPU compiler is not usable here ({reason}); "
-                "`pip install libtpu` brings it"
+                f"--topology {self.name}: the TPU compiler is not usable here ({reason})"
+                + ("; `pip install libtpu` brings it" if missing else "")
             ) from error
         return list(described.devices)
 
@@ -153,25 +162,49 @@ def parse(name: str, slices: int = 1) -> Topology:
         )
     chip = CHIPS[kind]
     if match[3]:
-        return Topology(name, chip, tuple(map(int, match[3].split("x"))), slices)
+        shape = tuple(map(int, match[3].split("x")))
+        if not _sold(chip, shape):
+            shapes = ", ".join("x".join(map(str, shape)) for shape in SHAPES[chip.axes])
+            more = f", and multiples of {CUBE} along each axis up to {chip.most} chips"
+            raise UserError(
+                f"--topology {name}: no such shape; {match[1]} has {shapes}"
+                + (more if chip.axes == 3 else "")
+            )
+        return Topology(name, chip, shape, slices)
     count = int(match[2])
-    chips = count // chip.numbered_by
-    if count % chip.numbered_by or chips not in _sold(chip):
-        sizes = ", ".join(f"{match[1]}-{n * chip.numbered_by}" for n in _sold(chip))
-        raise UserError(f"--topology {name}: no such size; there are {sizes}")
-    return Topology(name, chip, _shape(chips, chip.axes), slices)
+    found = None if count % chip.numbered_by else _shape(chip, count // chip.numbered_by)
+    if found is None:
+        numbers = [math.prod(shape) * chip.numbered_by for shape in SHAPES[chip.axes]]
+        sizes = ", ".join(f"{match[1]}-{number}" for number in numbers)
+        cube, most = (chips * chip.numbered_by for chips in (CUBE**3, chip.most))
+        more = f", and multiples of {cube} up to {match[1]}-{most}"
+        raise UserError(
+            f"--topology {name}: no such size; there are {sizes}" + (more if chip.axes == 3 else "")
+        )
+    return Topology(name, chip, found, slices)
 
 
-def _sold(chip: Chip) -> list[int]:
-    smallest = 4 if chip.axes == 3 else 1
-    sizes = [smallest]
-    while sizes[-1] < chip.most:
-        sizes.append(sizes[-1] * 2)
-    return [size for size in sizes if size != 2]
+def _sold(chip: Chip, shape: tuple[int, ...]) -> bool:
+    """Whether there are slices of this shape."""
+    if shape in SHAPES[chip.axes]:
+        return True
+    cubes = len(shape) == chip.axes == 3 and not any(size % CUBE for size in shape)
+    return cubes and 0 < math.prod(shape) <= chip.most
 
 
-def _shape(chips: int, axes: int) -> tuple[int, ...]:
-    """The squarest box; names of three axes end with the longest, but for 2x2x1."""
-    exponent = chips.bit_length() - 1
-    shape = tuple(2 ** ((exponent + axis) // axes) for axis in range(axes))
-    return (2, 2, 1) if shape == (1, 2, 2) else shape
+def _shape(chip: Chip, chips: int) -> tuple[int, ...] | None:
+    """The shape that so many chips are sold in: of cubes the squarest box."""
+    for shape in SHAPES[chip.axes]:
+        if math.prod(shape) == chips:
+            return shape
+    cubes, left = divmod(chips, CUBE**3)
+    if left or chip.axes != 3 or not 0 < chips <= chip.most:
+        return None
+    boxes = (
+        (a, b, cubes // (a * b))
+        for a in range(1, math.isqrt(cubes) + 1)
+        for b in range(a, math.isqrt(cubes // a) + 1)
+        if cubes % (a * b) == 0
+    )
+    best = min(boxes, key=lambda box: (box[2], sum(box)))
+    return tuple(CUBE * size for size in best)
