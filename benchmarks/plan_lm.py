@@ -25,7 +25,7 @@ from lavit_jax import config as configs
 from lavit_jax.models import attention, lavit
 from lavit_jax.models.config import lavit_config
 from lavit_jax.models.lavit import Modules
-from lavit_jax.parallel import rules, topology
+from lavit_jax.parallel import rules, topology, xla_flags
 from lavit_jax.parallel.compiled import Program
 from lavit_jax.parallel.mesh import make_mesh
 from lavit_jax.planning import plan, table
@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=8, help="parts of the vocabulary")
     parser.add_argument("--quick", action="store_true", help="compile with less effort")
     args = parser.parse_args()
+    xla_flags.use()
     where = topology.parse(args.topology)
     mesh = make_mesh(data=1, fsdp=-1, devices=where.devices())
     modules, rows = modules_of(args.remat, args.chunks), args.rows * where.chips

@@ -27,7 +27,7 @@ from lavit_jax import config as configs
 from lavit_jax.models import lavit, selector
 from lavit_jax.models.config import lavit_config
 from lavit_jax.models.lavit import Modules
-from lavit_jax.parallel import rules, topology
+from lavit_jax.parallel import rules, topology, xla_flags
 from lavit_jax.parallel.compiled import Program
 from lavit_jax.parallel.mesh import make_mesh
 from lavit_jax.planning import plan
@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="compile with less effort")
     parser.add_argument("--whole", type=Path, required=True, help="what `lavit plan --json` wrote")
     args = parser.parse_args()
+    xla_flags.use()
     config, where = configs.load_config(args.config, []), topology.parse(args.topology)
     mesh = make_mesh(**config.mesh, devices=where.devices())
     modules = lavit.build_modules(lavit_config(config.model.to_dict(), config.data.text_vocab_size))

@@ -15,6 +15,7 @@ from typing import Any
 
 from lavit_jax import console, disk
 from lavit_jax.cli.common import local, number
+from lavit_jax.parallel import xla_flags
 
 EXAMPLES = """\
 examples:
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     # `compiled.cost` wants programs that the compiler has just written down.
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    xla_flags.use()
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -3,17 +3,20 @@
     python -m lavit_jax.parallel.xla_flags         one line, for LIBTPU_INIT_ARGS
     python -m lavit_jax.parallel.xla_flags --why   each with its reason
 
-The launch scripts put the line into LIBTPU_INIT_ARGS unless the user has set that variable. libtpu
-reads it once, when it is loaded, so it has to be set before Python starts; it ends the process at a
-flag it does not know (libtpu 0.0.42 takes all of these). Some are its defaults already: named here,
-they stay when a default changes. Flags that change numbers, such as faster random bits that differ
-from mesh to mesh, are left out on purpose.
+The launch scripts and `lavit plan` put the line into LIBTPU_INIT_ARGS unless the user has set that
+variable. libtpu reads it once, when it is loaded, so training has to have it before Python starts;
+it ends the process at a flag it does not know (libtpu 0.0.52 takes all of these and compiles with
+them for v4, v5e, v5p and v6e). Most are its defaults already: named here, they stay when a default
+changes. Flags that change numbers, such as faster random bits that differ from mesh to mesh, are
+left out on purpose; so is `xla_tpu_enable_async_collective_fusion_fuse_all_gather`, with which the
+compiler refuses programs for anything but v5e, where it is the default.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Sequence
 
 
@@ -60,11 +63,6 @@ FLAGS: tuple[Flag, ...] = (
         "a start and a done alone would not overlap it with a matmul.",
     ),
     Flag(
-        "xla_tpu_enable_async_collective_fusion_fuse_all_gather",
-        "true",
-        "Lets that take all-gathers, the collective our steps have most of.",
-    ),
-    Flag(
         "xla_tpu_enable_async_collective_fusion_multiple_steps",
         "true",
         "Lets one collective stretch over several fusions; gathering a 7B layer takes longer than "
@@ -93,6 +91,11 @@ FLAGS: tuple[Flag, ...] = (
 def line() -> str:
     """All flags as LIBTPU_INIT_ARGS takes them."""
     return " ".join(str(flag) for flag in FLAGS)
+
+
+def use() -> None:
+    """Has this process compile as launched ones do; to be called before libtpu is loaded."""
+    os.environ.setdefault("LIBTPU_INIT_ARGS", line())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,9 +1,13 @@
 """The one place with XLA flags."""
 
+import importlib.util
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from lavit_jax.parallel import xla_flags
 
@@ -46,3 +50,44 @@ def test_no_other_file_names_a_flag():
     files = [path for top in ("lavit_jax", "launch", "configs") for path in (REPO / top).rglob("*")]
     named = [path.name for path in files if path.is_file() and b"--xla_" in path.read_bytes()]
     assert named == []
+
+
+@pytest.mark.parametrize(
+    ("mine", "used"), [(None, xla_flags.line()), ("--mine", "--mine"), ("", "")]
+)
+def test_plans_compile_with_them_unless_the_user_has_others(mine, used, monkeypatch):
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", mine or "")
+    if mine is None:
+        monkeypatch.delenv("LIBTPU_INIT_ARGS")
+    xla_flags.use()
+    assert os.environ["LIBTPU_INIT_ARGS"] == used
+
+
+COMPILED = """
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from lavit_jax.parallel import topology
+from lavit_jax.parallel.compiled import Program, build
+from lavit_jax.parallel.mesh import make_mesh
+
+for name in ("v4-128", "v5e-16", "v5p-128", "v6e-16"):
+    mesh = make_mesh(data=1, fsdp=-1, devices=topology.parse(name).devices())
+    rows = NamedSharding(mesh, PartitionSpec("fsdp"))
+    args = [jax.ShapeDtypeStruct((2048, 2048), jnp.bfloat16, sharding=rows) for _ in range(2)]
+    build(Program(jnp.dot, tuple(args), rows, donate=()), mesh)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no TPU compiler here")
+def test_the_compiler_takes_them_for_every_generation():
+    more = {"LIBTPU_INIT_ARGS": xla_flags.line(), "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+    more["XLA_FLAGS"] = ""  # those of the tests are for CPUs
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED],
+        cwd=REPO,
+        env={**os.environ, **more},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
