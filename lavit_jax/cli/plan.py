@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     from lavit_jax.config import load_config
     from lavit_jax.errors import UserError
     from lavit_jax.parallel import compiled, topology
-    from lavit_jax.planning import jobs, plan, search, table
+    from lavit_jax.planning import advice, jobs, plan, search, table
 
     config = load_config(args.config, args.overrides)
     wanted = args.phase or list(jobs.names(config))
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         _write(args.json, [plan.to_json(made) for made in found])
     screen.print(table.CONVENTION, style="dim")
-    plan.check_fits(found)
+    advice.check_fits(found)
     if failed:
         raise failed[0]
 

@@ -57,25 +57,26 @@ def _phase(config: ConfigDict, phase: Phase, topology: Topology, devices: Sequen
     check_batch(phase, mesh)
     modules = _modules(config)
     sizes = modules.config
-    rows = phase.config["batch_size"]
+    rows, objective = phase.config["batch_size"], phase.config["objective"]
     settings = {
         "rows": rows,
         "rows_per_chip": rows / mesh.size,
         "accumulate": phase.config.get("accumulate", 1),
-        "remat": _remat(phase.config["objective"], sizes),
+        "remat": _remat(objective, sizes),
     }
-    if phase.config["objective"] == "unified":
+    if objective == "unified":
         settings["row_length"] = config.data.row_length
     return Job(
         phase.name,
         modules,
-        training.STACKS[phase.config["objective"]],
+        training.STACKS[objective],
         lambda modules: training.phase_program(config, phase, modules, mesh),
         mesh,
         workload.of_phase(config, phase, modules),
         phase.steps,
         settings,
-        _with_small_unet(sizes) if phase.config["objective"] == "diffusion" else None,
+        _with_small_unet(sizes) if objective == "diffusion" else None,
+        objective,
     )
 
 
@@ -101,7 +102,9 @@ def _remat(objective: str, sizes: LavitConfig) -> str:
     if objective == "diffusion":
         assert sizes.pixels is not None
         return "full" if sizes.pixels.unet.remat else "none"
-    return sizes.llm.remat if objective == "unified" else sizes.merger.remat
+    if objective == "unified":
+        return sizes.llm.remat
+    return sizes.encoder.remat if objective == "contrastive" else sizes.merger.remat
 
 
 def _generation(config: ConfigDict, name: str, topology: Topology, devices: Sequence[Any]) -> Job:
@@ -123,4 +126,4 @@ def _generation(config: ConfigDict, name: str, topology: Topology, devices: Sequ
 
     settings = {"rows": rows, "rows_per_chip": rows / mesh.size, "prompt": prompt, "new": new}
     work = workload.of_generation(modules, name, rows, prompt)
-    return Job(name, modules, ("llm",), make, mesh, work, 0, settings)
+    return Job(name, modules, ("llm",), make, mesh, work, 0, settings, objective="generation")

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jax.sharding import Mesh
 
-from lavit_jax.errors import UserError
 from lavit_jax.models import lavit
 from lavit_jax.models.config import LavitConfig
 from lavit_jax.models.lavit import Modules
@@ -46,6 +45,7 @@ class Job:
       light: the model in whose program layers are added one by one; where most of the model is no
         stack, one with less of that, for what a layer adds is the same beside it. By default
         `modules.config`.
+      objective: of the phase; "generation" of parts of that.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Job:
     steps: int
     settings: Mapping[str, Any]
     light: LavitConfig | None = None
+    objective: str = "unified"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,34 +209,6 @@ def _held(program: Program) -> tuple[int, int]:
     if hasattr(state, "opt_state"):
         return compiled.shard_bytes(state.params), compiled.shard_bytes(state.opt_state)
     return compiled.shard_bytes(state), 0
-
-
-def check_fits(plans: Sequence[Plan]) -> None:
-    """Raises a `UserError` that says what would fit, for the first plan that does not."""
-    for found in plans:
-        if found.fits:
-            continue
-        chip, name = found.topology.chip, found.job.name
-        raise UserError(
-            f"{name} on {found.topology.title} needs {found.memory.peak / 1e9:.1f} GB of "
-            f"{chip.hbm_bytes / 1e9:.0f} GB HBM ({SPARE:.0%} must stay free): {_advice(found)}"
-        )
-
-
-def _advice(found: Plan) -> str:
-    """What would fit, by what takes the memory."""
-    limit = found.topology.chip.hbm_bytes * (1 - SPARE)
-    held = found.memory.arguments
-    if held > 0.8 * limit:
-        return (
-            f"parameters and optimizer take {held / 1e9:.1f} GB a chip: "
-            f"{-(-held * 2 // int(limit))} times as many chips along config.mesh.fsdp would fit"
-        )
-    share = (limit - held) / (found.memory.peak - held)
-    rows = found.job.settings.get("rows_per_chip", 1)
-    if rows * share >= 1:
-        return f"{int(rows * share)} rows a chip instead of {rows:g} would fit"
-    return 'config.model.llm.remat="full", or config.mesh.tensor twice as large, would fit'
 
 
 def to_json(found: Plan) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from lavit_jax.models import lavit
 from lavit_jax.parallel import compiled
 from lavit_jax.parallel.compiled import Memory
 from lavit_jax.parallel.topology import CHIPS, Topology
-from lavit_jax.planning import jobs, lengths, plan, search, table
+from lavit_jax.planning import advice, jobs, lengths, plan, search, table
 from tiny import mini_config
 
 EIGHT = Topology("v5p-16", CHIPS["v5p"], (2, 2, 2))
@@ -96,18 +96,63 @@ def test_parameters_are_split_over_fsdp():
     assert two < 0.6 * one
 
 
-def test_a_plan_that_does_not_fit_says_what_would():
-    found = planned("encoder")
-    full = Memory(int(20e9), int(100e9), int(120e9))
-    settings = {"rows_per_chip": 4}
-    large = dataclasses.replace(
-        found, memory=full, job=dataclasses.replace(found.job, settings=settings)
+def too_large(name, held, peak, params=1e9, **settings):
+    """A plan on v5p that takes so many bytes."""
+    found = planned(name)
+    return dataclasses.replace(
+        found,
+        params=int(params),
+        memory=Memory(int(held), int(peak - held), int(peak)),
+        job=dataclasses.replace(found.job, settings={**found.job.settings, **settings}),
     )
+
+
+def test_a_plan_that_does_not_fit_says_what_would():
+    large = too_large("encoder", 20e9, 120e9, rows_per_chip=4)
     with pytest.raises(UserError, match=r"needs 120.0 GB of 95 GB .*: 2 rows a chip instead of 4"):
-        plan.check_fits([found, large])
-    held = dataclasses.replace(large, memory=Memory(int(100e9), 0, int(120e9)))
+        advice.check_fits([planned("encoder"), large])
+    held = too_large("encoder", 100e9, 120e9)
     with pytest.raises(UserError, match=r"3 times as many chips along config.mesh.fsdp would fit"):
-        plan.check_fits([held])
+        advice.check_fits([held])
+
+
+@pytest.mark.parametrize(
+    ("objective", "remat", "message"),
+    [
+        ("unified", "dots", r'one row a chip; config.model.llm.remat="full" takes less'),
+        ("unified", "full", r"config.mesh.tensor twice .*, with config.phases.encoder.batch_size"),
+        ("tokenizer", "dots", r'config.model.merger.remat and config.model.decoder.remat="full"'),
+        ("contrastive", "none", r'config.model.encoder.remat and .*text_tower.remat="full"'),
+        ("diffusion", "none", r"config.model.pixels.unet.remat=True takes less"),
+        ("diffusion", "full", r"one row a chip; chips with more memory would fit"),
+    ],
+)
+def test_of_rows_too_large_for_a_chip_the_modules_that_train_keep_less(objective, remat, message):
+    found = too_large("encoder", 20e9, 220e9, rows_per_chip=1, remat=remat)
+    found = dataclasses.replace(found, job=dataclasses.replace(found.job, objective=objective))
+    with pytest.raises(UserError, match=message):
+        advice.check_fits([found])
+
+
+@pytest.mark.parametrize("name", jobs.PARTS)
+def test_generation_that_does_not_fit_says_how_many_rows_would(name):
+    # 8 rows over 4 copies; keys and values are arguments of decoding.
+    cache = too_large(name, 100e9, 120e9, params=10e9)
+    with pytest.raises(UserError, match=r": config.generation.rows=4 instead of 8 would fit$"):
+        advice.check_fits([cache])
+    held = too_large(name, 110e9, 120e9, params=100e9)
+    with pytest.raises(UserError, match=r"100.0 GB of .*; config.generation.mesh.tensor 3 times"):
+        advice.check_fits([held])
+    row = too_large(name, 110e9, 220e9, params=1e9)
+    with pytest.raises(UserError, match=r"config.generation.mesh.tensor 2 times as large"):
+        advice.check_fits([row])
+
+
+def test_settings_name_the_policy_of_what_a_phase_trains():
+    settings = config()
+    settings.model.encoder.remat, settings.model.merger.remat = "full", "dots"
+    assert job("encoder", settings).settings["remat"] == "full"
+    assert job("select", settings).settings["remat"] == "dots"
 
 
 EXHAUSTED = (
