@@ -14,7 +14,7 @@ class Roofline:
     """Seconds that each resource of a chip is busy at its peak rate.
 
     Attributes:
-      compute: matrix units.
+      compute: matrix units, in bfloat16; the compiler does not say which flops are of int8.
       memory: HBM.
       wires: links within a slice.
       slices: network between slices.
