@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from lavit_jax.errors import UserError
 from lavit_jax.models import placement
@@ -113,7 +113,7 @@ def slice_of(device: Any) -> int:
     return getattr(device, "slice_index", None) or 0
 
 
-def batch_parts(mesh: Mesh) -> int:
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
     """How many parts a batch's rows are split into."""
     return math.prod(mesh.shape[axis] for axis in rules.BATCH_AXES)
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from lavit_jax.errors import UserError
@@ -107,17 +108,22 @@ def _remat(objective: str, sizes: LavitConfig) -> str:
     return sizes.encoder.remat if objective == "contrastive" else sizes.merger.remat
 
 
-def _generation(config: ConfigDict, name: str, topology: Topology, devices: Sequence[Any]) -> Job:
-    wanted = config.generation
-    mesh = make_mesh(**{**wanted.mesh, "slice": topology.slices}, devices=devices)
-    rows, parts = wanted.rows, batch_parts(mesh)
+def check_rows(rows: int, mesh: Mesh | AbstractMesh) -> None:
+    """Raises a `UserError` for rows of generation that do not divide over the mesh."""
+    parts = batch_parts(mesh)
     if rows % parts:
         raise UserError(
             f"config.generation.rows={rows} does not divide over {parts} devices (slice x data x "
             f"fsdp): rows={max(parts, rows // parts * parts)} would fit"
         )
+
+
+def _generation(config: ConfigDict, name: str, topology: Topology, devices: Sequence[Any]) -> Job:
+    wanted = config.generation
+    mesh = make_mesh(**{**wanted.mesh, "slice": topology.slices}, devices=devices)
+    rows, prompt, new = wanted.rows, wanted.prompt, wanted.new_tokens
+    check_rows(rows, mesh)
     modules = _modules(config)
-    prompt, new = wanted.prompt, wanted.new_tokens
 
     def make(modules: lavit.Modules) -> Any:
         if name == "prefill":

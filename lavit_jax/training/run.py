@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from lavit_jax import config as configs
@@ -159,7 +159,7 @@ def start(config: ConfigDict, place: Storage, started: float | None = None) -> R
     return Run(config, place, data_dir, text, modules, mesh, phases, started)
 
 
-def check_batch(phase: Phase, mesh: Mesh) -> None:
+def check_batch(phase: Phase, mesh: Mesh | AbstractMesh) -> None:
     """Raises a `UserError` for a batch whose parts do not divide over the mesh."""
     size, parts = phase.config["batch_size"], batch_parts(mesh)
     accumulate = phase.config.get("accumulate", 1)
