@@ -22,9 +22,10 @@ COLUMNS = (
     "plan", "chips", "mesh", "rows/chip", "remat", "peak HBM", "flops/chip", "HBM traffic", "sent",
     "step", "by", "useful", "MFU bound", "whole run",
 )  # fmt: skip
-LEAST = 1e6  # bytes: collectives that send less a step are not listed
+LEAST = 1e6  # bytes: collectives that send less a step on every preset share a line
 
 Entry = dict[str, Any]
+Array = tuple[str, str]  # collective, dtype and shape
 
 
 def main(folder: str) -> None:
@@ -38,9 +39,10 @@ def main(folder: str) -> None:
     _search(found)
     print("\n## Collectives\n")
     print(
-        "Of stage two on all presets and of the rest on v5p-128, by array: how often a step, and "
-        "how much each chip sends by the usual ring; "
-        f"from {LEAST / 1e6:.0f} MB on. Arrays in bfloat16 with the shape of a parameter are "
+        "Of every preset, by array (axes of one left out): what each chip sends a step by the "
+        "usual ring, how often, and over how many chips. Arrays that send less than "
+        f"{LEAST / 1e6:.0f} MB on all presets share the last line. Arrays in bfloat16 with the "
+        "shape of a parameter are "
         "parameters that are gathered, those in float32 gradients that are summed. What is left in "
         "stage two: ids of the batch (s32), and embedded words, each chip having looked up its "
         "part of all words' widths (all-to-all), and pieces of parameters that the compiler pads "
@@ -48,16 +50,24 @@ def main(folder: str) -> None:
         "what they sum behind both. On two slices the compiler packs small arrays into one, whose "
         "size differs with the number of layers: it is counted for all layers, which is too often."
     )
+    sections: dict[str, dict[str, Entry]] = {}
     for stem in _order(found):
-        if stem.startswith("unified") or stem.endswith("v5p-128"):
-            for entry in found[stem]:
-                _collectives(_named(stem, entry), entry)
+        name = _config(stem)
+        for entry in found[stem]:
+            sections.setdefault(_named(name, entry), {})[stem.removeprefix(f"{name}-")] = entry
+    for title, presets in sections.items():
+        _collectives(title, presets)
 
 
 def _order(found: dict[str, Any]) -> list[str]:
     """Of presets, config by config."""
     stems = [stem for stem in found if not stem.startswith(("scaling", "search"))]
-    return sorted(stems, key=lambda stem: max(i for i, n in enumerate(NAMES) if stem.startswith(n)))
+    return sorted(stems, key=lambda stem: NAMES.index(_config(stem)))
+
+
+def _config(stem: str) -> str:
+    """What a preset is one of: the longest of `NAMES` that it begins with."""
+    return max((name for name in NAMES if stem.startswith(f"{name}-")), key=len)
 
 
 def _table(columns: tuple[str, ...], lines: Any) -> None:
@@ -156,23 +166,40 @@ def _search(found: dict[str, list[Entry]]) -> None:
             )
 
 
-def _collectives(stem: str, entry: Entry) -> None:
-    counts: collections.Counter[tuple[str, str, int]] = collections.Counter()
-    sent: collections.Counter[tuple[str, str, int]] = collections.Counter()
-    for found in entry["collectives"]:
-        kind = found["kind"] + (" between slices" if found["between_slices"] else "")
-        key = (kind, found["array"], found["group"])
-        counts[key] += found["count"]
-        sent[key] += found["sent"]
-    print(f"\n### {stem}\n")
-    _table(
-        ("collective", "array", "chips", "times", "sent"),
-        (
-            (*key, f"{counts[key]:g}", f"{size / 1e9:.3f} GB")
-            for key, size in sent.most_common()
-            if size >= LEAST
-        ),
+def _collectives(title: str, presets: dict[str, Entry]) -> None:
+    """One table: a line for each array, a column for each preset."""
+    listed: collections.defaultdict[Array, dict[str, list[Entry]]]
+    listed = collections.defaultdict(lambda: {preset: [] for preset in presets})
+    for preset, entry in presets.items():
+        for each in entry["collectives"]:
+            kind = each["kind"] + (" between slices" if each["between_slices"] else "")
+            listed[kind, each["array"]][preset].append(each)
+    most = {
+        array: max(sum(each["sent"] for each in found) for found in columns.values())
+        for array, columns in listed.items()
+    }
+    order = sorted(listed, key=lambda array: -most[array])
+    large = [array for array in order if most[array] >= LEAST]
+    print(f"\n### {title}\n")
+    lines = [(*array, *map(_cell, listed[array].values())) for array in large]
+    small = order[len(large) :]
+    if small:
+        rest = (_rest([each for array in small for each in listed[array][p]]) for p in presets)
+        lines.append(("smaller ones", "", *rest))
+    _table(("collective", "array", *presets), lines)
+
+
+def _cell(found: list[Entry]) -> str:
+    return "; ".join(
+        f"{each['sent'] / 1e9:.3f} GB, {each['count']:g} x over {each['group']}" for each in found
     )
+
+
+def _rest(found: list[Entry]) -> str:
+    if not found:
+        return ""
+    total, largest = sum(each["sent"] for each in found), max(found, key=lambda e: e["size"])
+    return f"{total / 1e6:.1f} MB, {len(found)} arrays, the largest {largest['array']}"
 
 
 if __name__ == "__main__":
