@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple
 
-import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
