@@ -161,8 +161,8 @@ def _search(found: dict[str, list[Entry]]) -> None:
             where = stem.removeprefix("search-")
             print(f"\n## Search\n\nStage two on {where}: what `--search` ranks first.\n")
             _table(
-                ("mesh", "rows/chip", "remat", "peak HBM", "sent", "step", "MFU bound"),
-                (tuple(_line(stem, each)[at] for at in (2, 3, 4, 5, 8, 9, 12)) for each in entries),
+                ("mesh", "rows/chip", "remat", "peak HBM", "step", "MFU bound"),
+                (tuple(_line(stem, each)[at] for at in (2, 3, 4, 5, 9, 12)) for each in entries),
             )
 
 
