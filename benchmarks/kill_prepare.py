@@ -32,7 +32,11 @@ def command(source: Path, destination: Path, workers: int) -> list[str]:
 
 
 def killed(program: list[str], destination: Path, seconds: float) -> bool:
-    """Runs a program; kills it so many seconds after its first sign of work, if it still runs."""
+    """Runs a program; kills it so many seconds after its first sign of work, if it still runs.
+
+    Raises:
+      RuntimeError: it failed by itself.
+    """
     process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     receipts = len(list((destination / ".work").glob("task-*.json")))
     begun = time.monotonic()
@@ -42,7 +46,10 @@ def killed(program: list[str], destination: Path, seconds: float) -> bool:
         time.sleep(0.005)
     time.sleep(seconds)
     process.kill()
-    return process.wait() == -signal.SIGKILL
+    status = process.wait()
+    if status not in (0, -signal.SIGKILL):
+        raise RuntimeError(f"{' '.join(program)} ended with status {status}")
+    return status == -signal.SIGKILL
 
 
 def _tars(folder: Path) -> None:

@@ -376,6 +376,13 @@ def test_what_another_finished_meanwhile_is_not_done_again(tmp_path, monkeypatch
     assert not (tmp_path / "dst" / ".work").exists()
 
 
+@pytest.mark.parametrize("status", [1, 2])
+def test_a_launch_that_fails_by_itself_was_neither_killed_nor_finished(tmp_path, status):
+    program = [sys.executable, "-c", f"raise SystemExit({status})"]
+    with pytest.raises(RuntimeError, match=f"ended with status {status}"):
+        kill_prepare.killed(program, tmp_path, 0.5)
+
+
 @pytest.mark.subprocess
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_at_any_moment_it_loses_and_doubles_nothing(tmp_path, workers):
