@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from lavit_jax.errors import UserError
 
@@ -51,6 +51,17 @@ _DAMAGE = (
     zlib.error,
 )
 _LIGHTEST = 200  # background colours are drawn from _LIGHTEST..255 in each channel
+
+# What undoes each of EXIF's orientations but 1.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 T = TypeVar("T")
 Rgb = UInt8[np.ndarray, "H W 3"]
@@ -143,7 +154,7 @@ def check_image(data: bytes, name: str) -> tuple[int, int]:
     def read(image: Image.Image) -> tuple[int, int]:
         size = image.size
         image.draft("RGB", (1, 1))
-        image.load()
+        _to_rgb(image)  # all that training does, for any of it may fail
         return size
 
     return _read(io.BytesIO(data), name, read)
@@ -192,8 +203,9 @@ def _check_size(name: str, size: tuple[int, int]) -> None:
 
 def _to_rgb(image: Image.Image) -> Rgb:
     image.load()
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    turned = _UPRIGHT.get(_orientation(image))
+    if turned is not None:
+        image = image.transpose(turned)
     if image.mode.startswith("I") or image.mode == "F":
         return np.repeat(_grey_to_8_bits(np.asarray(image))[..., None], 3, axis=-1)
     if "transparency" in image.info or "A" in image.mode or "a" in image.mode:
@@ -201,6 +213,14 @@ def _to_rgb(image: Image.Image) -> Rgb:
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, rgba)
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _orientation(image: Image.Image) -> Any:
+    """EXIF's; 1, which is upright, where EXIF cannot be read: the pixels may be sound."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _DAMAGE:
+        return 1
 
 
 def _grey_to_8_bits(grey: np.ndarray) -> np.ndarray:

@@ -37,3 +37,4 @@ def test_mutated_files_give_examples_or_faults_and_never_crash(name, made):
     with tempfile.TemporaryDirectory() as folder:
         found = fuzz_loader.load(name, fuzz_loader.mutate(BASES[name], made), Path(folder))
     assert all(count > 0 for count in found.values())
+    assert not [reason for reason in found if reason.startswith("late")]

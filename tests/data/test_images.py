@@ -1,3 +1,4 @@
+import io
 import struct
 import warnings
 import zlib
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lavit_jax.data import images
 from lavit_jax.data.images import AugmentConfig
@@ -284,3 +285,44 @@ def test_augmentation_settings_are_checked():
         AugmentConfig(shift=2.0)
     with pytest.raises(UserError, match=r"augment\.scale"):
         AugmentConfig(scale=1.0)
+
+
+def png_with(path: Path, kind: bytes, body: bytes) -> Path:
+    """A sound PNG with one more chunk before its pixels."""
+    chunk = struct.pack(">I", len(body)) + kind + body
+    chunk += struct.pack(">I", zlib.crc32(kind + body))
+    data = saved(Image.new("RGB", (9, 8), RED), path).read_bytes()
+    path.write_bytes(data[:33] + chunk + data[33:])
+    return path
+
+
+@pytest.mark.parametrize("body", [b"\0", b"junk", b"II*\0\xff\xff", b"MM\0*\0\0\0\x08" * 3])
+def test_exif_that_cannot_be_read_turns_nothing(tmp_path, body):
+    path = png_with(tmp_path / "a.png", b"eXIf", body)
+    assert images.check_image(path.read_bytes(), "a") == (9, 8)
+    assert (images.load_image(path) == RED).all()
+    assert images.load_image(path).shape == (8, 9, 3)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_each_orientation_is_undone_as_pillow_does_it(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 7, 3), np.uint8)
+    path = saved(Image.fromarray(pixels), tmp_path / "a.png", exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(path)))
+    np.testing.assert_array_equal(images.load_image(path), expected)
+
+
+def test_what_is_checked_is_all_that_reading_does(monkeypatch):
+    """A fault of any of its steps is found when a data set is prepared."""
+
+    def broken(_):
+        raise ValueError("broken")
+
+    buffer = io.BytesIO()
+    Image.new("I;16", (9, 8)).save(buffer, "PNG")
+    monkeypatch.setattr(images, "_grey_to_8_bits", broken)
+    for read in (images.check_image, images.decode_image):
+        with pytest.raises(images.ImageError, match="broken"):
+            read(buffer.getvalue(), "a")
