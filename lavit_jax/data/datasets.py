@@ -102,6 +102,25 @@ def load_prepared(config: ConfigDict, folder: str, split: str) -> Sequence[Recor
     return prepared.Split(found, data.held_out, split == TRAIN)
 
 
+def load_own(
+    config: ConfigDict, data_dir: str | os.PathLike[str], split: str
+) -> Sequence[Record | None]:
+    """The records of a split for those who have their texts from `load_texts`.
+
+    None where one cannot be read: another's image would be beside a text that is not its own.
+    """
+    if config.data.dataset == TWEMOJI:
+        return load_split(config, data_dir, split)
+    return load_prepared_own(config, config.data.dataset, split)
+
+
+def load_prepared_own(config: ConfigDict, folder: str, split: str) -> Sequence[Record | None]:
+    """The same of a prepared folder."""
+    place, data = here(config, folder), config.data
+    found = _own_examples(place, config.model.image_size, data.max_bad_share)
+    return prepared.Split(found, data.held_out, split == TRAIN)
+
+
 def load_prepared_texts(config: ConfigDict, folder: str, split: str) -> Sequence[Record]:
     """The same without images."""
     place, data = here(config, folder), config.data
@@ -115,6 +134,7 @@ def _load_twemoji(folder: str, languages: tuple[str, ...], split: str) -> Sequen
 
 
 _examples = functools.lru_cache(maxsize=32)(prepared.examples)
+_own_examples = functools.lru_cache(maxsize=32)(prepared.own_examples)
 _texts = functools.lru_cache(maxsize=32)(prepared.texts)
 
 

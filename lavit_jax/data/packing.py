@@ -267,13 +267,16 @@ class RowShape:
     image_size: int
 
 
-def lay_row(row: Row, shape: RowShape, image: Callable[[int], np.ndarray]) -> dict[str, np.ndarray]:
+def lay_row(
+    row: Row, shape: RowShape, image: Callable[[int], np.ndarray | None]
+) -> dict[str, np.ndarray]:
     """A row's examples as arrays of fixed shape.
 
     Args:
       row: its examples.
       shape: sizes.
-      image: gives an image of the fixed list, uint8 [H, W, C].
+      image: gives an image of the fixed list, uint8 [H, W, C]; None if it cannot be read any more:
+        its example then has no target.
 
     Returns:
       ids: int32 [S].
@@ -304,7 +307,11 @@ def lay_row(row: Row, shape: RowShape, image: Callable[[int], np.ndarray]) -> di
         if example.condition is not None:
             offset = slot * shape.patches
             laid["feature"][place] = np.where(example.feature < 0, -1, example.feature + offset)
-            laid["images"][slot] = image(example.condition.image)
+            pixels = image(example.condition.image)
+            if pixels is None:
+                laid["loss"][place] = 0
+            else:
+                laid["images"][slot] = pixels
             laid["keep"][slot] = example.condition.keep_N
             slot += 1
         start = place.stop

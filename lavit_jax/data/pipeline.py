@@ -83,10 +83,13 @@ def variants(config: ConfigDict, data_dir: str | os.PathLike[str], split: str) -
     Raises:
       UserError: as `load_split`, or `config.data.variants` under 1.
     """
+    return _variants(config, load_split(config, data_dir, split))
+
+
+def _variants(config: ConfigDict, records: Sequence[Any]) -> Variants:
     count = config.data.variants
     if count < 1:
         raise UserError(f"config.data.variants must be at least 1, got {count}")
-    records = load_split(config, data_dir, split)
     augment = AugmentConfig.of(config.data.augment)
     return Variants(records, count, config.model.image_size, augment, config.seed)
 
@@ -196,7 +199,7 @@ def unified_batches(
       config: the experiment.
       data_dir: where the data set is prepared.
       text: text tokenizer.
-      cache: codes and kept patches of `variants(config, data_dir, split)`.
+      cache: codes, kept patches and keys of `variants(config, data_dir, split)`.
       batch_size: rows over all processes.
       seed: of order, choice of captions, questions and variants.
       split: which pictures.
@@ -217,12 +220,12 @@ def unified_batches(
     def opened(name: str, fields: Mapping[str, Any]) -> several.Held:
         if fields["path"]:
             return _other_source(config, name, fields, stamp)
-        main = variants(config, data_dir, split)
+        main = _variants(config, datasets.load_own(config, data_dir, split))
         _check_ids(cache, len(main), patches, "delete visual_ids.npz")
         return several.Held(datasets.load_texts(config, data_dir, split), main, cache)
 
     examples: packing.Examples | packing.Staged
-    images: Sequence[np.ndarray]
+    images: views.Images
     if config.data.sources:
         examples, images = several.several(config, text, batch_size, seed, opened)
     else:
@@ -234,7 +237,9 @@ def unified_batches(
     )
     laid: grain.IterDataset[dict[str, np.ndarray]]
     if readers.workers:
-        workers = Workers(views.Stacks(views.Shown(images)), readers.workers)
+        workers = Workers(
+            views.Stacks(views.Shown(images, config.model.image_size)), readers.workers
+        )
         laid = Ahead(rows, workers, _shown, functools.partial(_lay_found, shape))
     else:
         laid = rows.map(_laid(shape, images, readers.threads))
@@ -250,7 +255,7 @@ def _ahead(batches: grain.IterDataset[dict[str, np.ndarray]], readers: Readers) 
 
 
 def _laid(
-    shape: packing.RowShape, images: Sequence[np.ndarray], threads: int
+    shape: packing.RowShape, images: views.Images, threads: int
 ) -> Callable[[packing.Row], dict[str, np.ndarray]]:
     """Lays rows out; reads their images one after the other, or several at once."""
     if threads <= 1:
@@ -273,7 +278,8 @@ def _shown(row: packing.Row) -> list[int]:
 def _lay_found(
     shape: packing.RowShape, row: packing.Row, found: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    known = dict(zip(_shown(row), found.get("images", ())))
+    pairs = zip(found["images"], found["lost"], strict=True) if found else ()
+    known = dict(zip(_shown(row), (None if lost else image for image, lost in pairs)))
     return packing.lay_row(row, shape, known.__getitem__)
 
 
@@ -294,9 +300,7 @@ def _other_source(
     if not fields["visual_ids"]:
         return several.Held(texts, (), None)
     ids = load_ids(config, fields["visual_ids"], stamp, whole["examples"])
-    augment = AugmentConfig.of(config.data.augment)
-    records = datasets.load_prepared(config, folder, "train")
-    images = Variants(records, 1, config.model.image_size, augment, config.seed)
+    images = _variants(config, datasets.load_prepared_own(config, folder, "train"))
     return several.Held(texts, images, ids)
 
 

@@ -202,16 +202,38 @@ class Sound(Sequence[T], Generic[T]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         for step in range(TRIES):
-            place = (int(index) + step) % len(self)
-            item = self._items[place]
-            found = item if isinstance(item, Broken) else self._use(item)
-            if not isinstance(found, Broken):
-                self._watch.good()
+            found = self._own((int(index) + step) % len(self))
+            if found is not None:
                 return found
-            self._watch.broken(place, found)
         raise UserError(
             f"{TRIES} examples on end are broken: {self.tally.describe()}; prepare the data anew"
         )
+
+    def _own(self, place: int) -> T | None:
+        item = self._items[place]
+        found = item if isinstance(item, Broken) else self._use(item)
+        if isinstance(found, Broken):
+            self._watch.broken(place, found)
+            return None
+        self._watch.good()
+        return found
+
+
+class Own(Sound[T]):
+    """Items of which none stands for another: None in the place of a broken one.
+
+    For what is read beside something else of the same item, which a neighbour would not fit.
+    """
+
+    def __getitem__(self, index: Any) -> Any:
+        """An item, or None.
+
+        Raises:
+          UserError: as `Sound`.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        return self._own(int(index) % len(self))
 
 
 class Split(Sequence[T], Generic[T]):
@@ -265,8 +287,14 @@ def examples(
     Raises:
       UserError: as `read_index`.
     """
-
     return Sound(Prepared(folder), functools.partial(_decoded, image_size), max_bad_share)
+
+
+def own_examples(
+    folder: str | os.PathLike[str], image_size: int, max_bad_share: float
+) -> Own[Record]:
+    """The same, but None where one cannot be read."""
+    return Own(Prepared(folder), functools.partial(_decoded, image_size), max_bad_share)
 
 
 def texts(folder: str | os.PathLike[str], max_bad_share: float) -> Sound[Record]:

@@ -20,7 +20,7 @@ from lavit_jax.data.images import AugmentConfig
 from lavit_jax.data.text import EOS_ID, PAD_ID, TextTokenizer
 
 Record = dict[str, Any]
-Images = Sequence[np.ndarray]
+Images = Sequence[np.ndarray | None]  # None is one that cannot be read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,16 +128,20 @@ class SeenAs:
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """One of a list of images, by its place.
+    """One of a list of images, by its place, and whether it is lost.
 
     Attributes:
       images: the list.
+      size: H.
     """
 
     images: Images
+    size: int
 
     def __call__(self, image: int) -> dict[str, np.ndarray]:
-        return {"images": self.images[image]}
+        found = self.images[image]
+        pixels = np.zeros((self.size, self.size, 3), np.uint8) if found is None else found
+        return {"images": pixels, "lost": np.array(found is None)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,16 +159,17 @@ class Stacks:
         return {name: np.stack([each[name] for each in made]) for name in made[0]}
 
 
-class Variants(Sequence[np.ndarray]):
+class Variants(Sequence[Any]):
     """The fixed images of the unified phase: `variants` of each picture, side by side.
 
     Item `picture * per_picture + v` is variant v of a picture: uint8 [H, W, 3]. Variant 0 is the
-    plain picture; others are augmented, each always the same for a seed.
+    plain picture; others are augmented, each always the same for a seed. None where the records
+    have None.
     """
 
     def __init__(
         self,
-        records: Sequence[Record],
+        records: Sequence[Record | None],
         per_picture: int,
         size: int,
         augment: AugmentConfig,
@@ -180,17 +185,24 @@ class Variants(Sequence[np.ndarray]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        return self.keyed(index)[1]
+
+    def keyed(self, index: int) -> tuple[str, np.ndarray | None]:
+        """The key of the record that an image is really of, and the image."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         picture, variant = divmod(int(index) % len(self), self.per_picture)
         record = self.records[picture]
+        if record is None:
+            return "", None
+        key = record.get("key", "")
         if variant == 0:
-            return image_data.resize(record["image"], self._size)
+            return key, image_data.resize(record["image"], self._size)
         rng = np.random.default_rng((self._seed, picture, variant))
-        return augmented(record, rng, self._augment, self._size)
+        return key, augmented(record, rng, self._augment, self._size)
 
 
-class Together(Sequence[np.ndarray]):
+class Together(Sequence[Any]):
     """The images of all sources in one list."""
 
     def __init__(self, parts: Sequence[Images]) -> None:

@@ -6,6 +6,7 @@ Legend: M images, N patches, L longest kept list.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import zipfile
 from pathlib import Path
@@ -46,11 +47,13 @@ class VisualIdCache:
         follows them means nothing.
       keep_MN: 1 for each kept patch.
       stamp: names what made it, so that another tokenizer's is not used.
+      keys: of the examples that the images are of; none where they are not known.
     """
 
     codes_ML: Int[np.ndarray, "M L"]
     keep_MN: UInt8[np.ndarray, "M N"]
     stamp: str = ""
+    keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         codes, keep = np.asarray(self.codes_ML), np.asarray(self.keep_MN, np.uint8)
@@ -58,6 +61,8 @@ class VisualIdCache:
             raise ValueError(
                 f"expected codes [M, L] and keep [M, N], got {codes.shape}, {keep.shape}"
             )
+        if self.keys and len(self.keys) != len(keep):
+            raise ValueError(f"expected a key for each of {len(keep)} images, got {len(self.keys)}")
         if len(keep) and keep.max() > 1:
             raise ValueError(f"keep must be 0 or 1, got {keep.max()}")
         if codes.dtype != np.uint16 and len(codes) and 0 <= codes.min() <= codes.max() < 2**16:
@@ -80,8 +85,8 @@ class VisualIdCache:
         return len(self.keep_MN)
 
     def key(self, image: int) -> str:
-        """Not stored: the cache is of the very images in memory."""
-        return ""
+        """The key of the example that an image is of; "" where it is not known."""
+        return self.keys[image] if self.keys else ""
 
     def codes(self, image: int) -> Int[np.ndarray, "L"]:
         """The codes of one image."""
@@ -99,7 +104,10 @@ class VisualIdCache:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the cache in one move."""
         with disk.replacing(Path(path)) as aside, aside.open("wb") as file:
-            np.savez(file, codes=self.codes_ML, keep=self.keep_MN, stamp=np.array(self.stamp))
+            # Bytes: numpy's texts lose what looks like padding at their ends.
+            keys = np.frombuffer(json.dumps(self.keys).encode(), np.uint8)
+            stamp = np.array(self.stamp)
+            np.savez(file, codes=self.codes_ML, keep=self.keep_MN, stamp=stamp, keys=keys)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> VisualIdCache:
@@ -113,6 +121,7 @@ class VisualIdCache:
             raise UserError(f"visual ids not found: {path}")
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                return cls(arrays["codes"], arrays["keep"], str(arrays["stamp"]))
+                keys = json.loads(arrays["keys"].tobytes()) if "keys" in arrays else ()
+                return cls(arrays["codes"], arrays["keep"], str(arrays["stamp"]), tuple(keys))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"visual ids are damaged: delete {path} to make them anew") from error

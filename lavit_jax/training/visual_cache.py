@@ -71,7 +71,8 @@ def load_or_build(run: Run, current: TrainState, interruption: Interruption) -> 
     path, wanted = run.workdir / "visual_ids.npz", stamp(current, run.mesh)
     stored = VisualIdCache.load(path) if path.exists() else None
     # All make them together or none does: the others may be done before this one has looked.
-    if peers.all_of(stored is not None and stored.stamp == wanted):
+    # Those of before there were keys may be beside another example's text: they are made anew.
+    if peers.all_of(stored is not None and stored.stamp == wanted and len(stored.keys) > 0):
         assert stored is not None
         return stored
     cache = build(run, current, wanted, interruption)
@@ -91,13 +92,18 @@ def build(run: Run, current: TrainState, wanted: str, interruption: Interruption
     pictures = pipeline.variants(run.config, run.data_dir, "train")
     parts = batch_parts(run.mesh)
     height = -(-BATCH // parts) * parts
-    codes, keeps = [], []
+    codes, keeps, keys = [], [], list[str]()
     for start in range(0, len(pictures), height):
         interruption.stop_if_requested()
-        images = np.stack([pictures[i] for i in range(start, min(start + height, len(pictures)))])
+        places = range(start, min(start + height, len(pictures)))
+        read = [pictures.keyed(place) for place in places]
+        keys += [key for key, _ in read]
+        pixels: list[Any] = [image for _, image in read]
+        images = np.stack(pixels)
         padded = np.zeros((height, *images.shape[1:]), np.uint8)
         padded[: len(images)] = images
         tokens = jax.device_get(tokenize(current.params, current.codebook, padded))
         codes.append(tokens.ids_BL[: len(images)])
         keeps.append(tokens.keep_BN[: len(images)] > 0.5)
-    return VisualIdCache(np.concatenate(codes), np.concatenate(keeps).astype(np.uint8), wanted)
+    kept = np.concatenate(keeps).astype(np.uint8)
+    return VisualIdCache(np.concatenate(codes), kept, wanted, tuple(keys))

@@ -18,11 +18,12 @@ def test_codes_of_an_image_are_those_of_its_kept_patches():
 
 def test_saving_and_loading_keeps_everything(tmp_path):
     path = tmp_path / "visual_ids.npz"
-    VisualIdCache(CODES, KEEP, "stamp").save(path)
+    VisualIdCache(CODES, KEEP, "stamp", ("é", "b\0")).save(path)
     cache = VisualIdCache.load(path)
     np.testing.assert_array_equal(cache.codes_ML, CODES)
     np.testing.assert_array_equal(cache.keep_MN, KEEP)
     assert cache.stamp == "stamp"
+    assert [cache.key(image) for image in (0, 1)] == ["é", "b\0"]
     assert [file.name for file in tmp_path.iterdir()] == ["visual_ids.npz"]
 
 
@@ -40,6 +41,8 @@ def test_more_kept_patches_than_codes_are_refused():
 def test_arrays_that_do_not_match_are_refused():
     with pytest.raises(ValueError, match="expected codes"):
         VisualIdCache(CODES[:1], KEEP)
+    with pytest.raises(ValueError, match="a key for each of 2 images, got 1"):
+        VisualIdCache(CODES, KEEP, "stamp", ("a",))
     with pytest.raises(ValueError, match="0 or 1"):
         VisualIdCache(CODES, KEEP * 2)
 

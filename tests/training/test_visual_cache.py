@@ -55,6 +55,15 @@ def test_a_process_that_finds_the_ids_makes_them_with_the_others_that_did_not(
     assert asked == [True]
 
 
+def test_ids_without_the_keys_of_their_examples_are_made_anew(run, state, cache, monkeypatch):
+    path = run.workdir / "visual_ids.npz"
+    VisualIdCache(cache.codes_ML, cache.keep_MN, cache.stamp).save(path)
+    monkeypatch.setattr(visual_cache, "build", lambda *_: cache)
+    assert visual_cache.load_or_build(run, state, Interruption()) is cache
+    assert VisualIdCache.load(path).keys == cache.keys
+    assert cache.key(0) == pipeline.variants(run.config, run.data_dir, "train").keyed(0)[0] != ""
+
+
 @pytest.mark.parametrize("module", visual_cache.TOKENIZER)
 def test_a_cache_is_refused_when_a_weight_of_the_tokenizer_differs(
     run, state, cache, monkeypatch, module
