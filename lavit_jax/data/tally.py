@@ -37,7 +37,7 @@ class Tally:
         self.first: dict[str, str] = {}
 
     def add_broken(self, broken: Broken) -> None:
-        self.reasons[broken.reason] += 1
+        self.reasons[broken.reason] += broken.count
         self.first.setdefault(broken.reason, broken.origin)
 
     def merge(self, other: Tally) -> None:

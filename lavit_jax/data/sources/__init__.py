@@ -67,4 +67,5 @@ def _is_place(spec: str) -> bool:
     if ":" in spec and "://" not in spec:
         return False
     fs, path = files.filesystem(spec)
-    return fs.exists(path)
+    with files.reading(spec):
+        return fs.exists(path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -23,11 +25,14 @@ def _opened(path: str) -> ArrayRecordReader:
 
     Raises:
       RuntimeError: it is not whole.
+      UserError: it cannot be read.
     """
-    reader = ArrayRecordReader(path)
-    if not reader.ok():
-        raise RuntimeError("no array_record file, or one that breaks off")
-    return reader
+    with contextlib.suppress(RuntimeError, ValueError):
+        reader = ArrayRecordReader(path)
+        if reader.ok():
+            return reader
+    files.check_readable(path)
+    raise RuntimeError("no array_record file, or one that breaks off")
 
 
 class ArrayRecordSource:
@@ -46,7 +51,7 @@ class ArrayRecordSource:
                 continue
             try:
                 count = _opened(url.removeprefix("file://")).num_records()
-            except (RuntimeError, ValueError):
+            except RuntimeError:
                 found.append(Part(url, size=size, fingerprint=fingerprint))
                 continue
             pieces = max(1, min(count, round(size / PART_BYTES)))
@@ -63,17 +68,34 @@ class ArrayRecordSource:
             try:
                 reader = _opened(path)
                 count = reader.num_records()
-            except (RuntimeError, ValueError) as error:
-                yield Broken("corrupt shard", part.place, str(error)[:200])
+            except RuntimeError as error:
+                yield Broken("corrupt shard", part.place, str(error)[:200], self._lost(part))
                 return
             for number in range(part.start, count if part.stop < 0 else part.stop):
                 origin = f"{part.place}:record {number}"
                 try:
                     (data,) = reader.read([number])
                 except (RuntimeError, ValueError) as error:  # its checksum tells
+                    files.check_damage(error, part.place)
                     yield Broken("corrupt record", origin, str(error)[:200])
                     continue
                 yield self._example(data, origin, f"{PurePosixPath(part.place).stem}-{number:08d}")
+
+    def _lost(self, part: Part) -> int:
+        """Examples of a part whose shard cannot be opened: by the index of a prepared data set, or
+        as many as in the first other shard that can be."""
+        if part.stop >= 0:
+            return max(1, part.stop - part.start)
+        folder, _, name = part.place.rpartition("/")
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # among them: no index
+            with files.open_file(f"{folder or '.'}/index.json") as file:
+                shards = json.loads(file.read())["shards"]
+            return max(1, {shard["name"]: shard["examples"] for shard in shards}[name])
+        if files.is_local(part.place):
+            for url in files.expand(self._spec, SUFFIXES):
+                with contextlib.suppress(RuntimeError):
+                    return max(1, _opened(url.removeprefix("file://")).num_records())
+        return 1
 
     def _example(self, data: bytes, origin: str, key: str) -> Raw | Broken:
         if data.startswith(_EXAMPLE):

@@ -38,11 +38,13 @@ class Broken:
       reason: in a word or two, the same for all of its kind: what is counted.
       origin: the file and place.
       detail: what exactly is wrong.
+      count: examples that are missing, about: more than one where a shard breaks off.
     """
 
     reason: str
     origin: str
     detail: str = ""
+    count: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

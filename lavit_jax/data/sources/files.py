@@ -3,20 +3,101 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import fsspec
 
+from lavit_jax import disk
 from lavit_jax.errors import UserError
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _BLOCK = 8 << 20  # read ahead, in bytes
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+# What a file that is damaged leads its reader to ask for, and nobody could give.
+_IMPOSSIBLE = (ValueError, OverflowError, MemoryError)
+
+
+class Unreadable(UserError):
+    """The system, or a bucket's client, did not give a file: what is in it may be sound.
+
+    Attributes:
+      absent: there is no such file.
+    """
+
+    absent = False
+
+
+@contextlib.contextmanager
+def reading(url: str) -> Iterator[None]:
+    """Around what reads: any error, and every bucket's client has its own, names the place.
+
+    Raises:
+      Unreadable: instead of it.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise _unreadable(url, error) from error
+
+
+def _unreadable(url: str, error: Exception) -> Unreadable:
+    told = Unreadable(f"cannot read {url}: {reason(error)}")
+    number = error.errno if isinstance(error, OSError) else None
+    told.absent = isinstance(error, FileNotFoundError | IsADirectoryError) or number in _ABSENT
+    return told
+
+
+def reason(error: Exception) -> str:
+    """An error in one line: the system's words, or the first of its own."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, FileNotFoundError):  # whose text is a path
+        return os.strerror(errno.ENOENT)
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+class _Told:
+    """A file whose failures to be read are told from damage that a reader finds in it."""
+
+    def __init__(self, file: IO[bytes], url: str) -> None:
+        self._file, self._url = file, url
+
+    def read(self, size: int = -1) -> bytes:
+        return self._asked(self._file.read, size)
+
+    def readline(self, size: int = -1) -> bytes:
+        return self._asked(self._file.readline, size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._asked(self._file.seek, offset, whence)
+
+    def _asked(self, do: Callable[..., Any], *arguments: int) -> Any:
+        try:
+            return do(*arguments)
+        except _IMPOSSIBLE:
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EINVAL:
+                raise
+            raise _unreadable(self._url, error) from error
+
+    def __enter__(self) -> _Told:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -25,11 +106,12 @@ def filesystem(url: str) -> tuple[Any, str]:
     Raises:
       UserError: a scheme that nothing installed can read.
     """
-    try:
-        return fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        hint = " (pip install gcsfs)" if url.startswith(("gs://", "gcs://")) else ""
-        raise UserError(f"cannot read {url}: {error}{hint}") from error
+    with reading(url):
+        try:
+            return fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            hint = " (pip install gcsfs)" if url.startswith(("gs://", "gcs://")) else ""
+            raise UserError(f"cannot read {url}: {error}{hint}") from error
 
 
 def is_local(url: str) -> bool:
@@ -60,14 +142,16 @@ def expand(spec: str, suffixes: Sequence[str]) -> list[str]:
     found: list[str] = []
     for one in braces(spec):
         fs, path = filesystem(one)
-        if any(sign in path for sign in "*?["):
-            names = [n for n in fs.glob(path) if n.endswith(tuple(suffixes))]
-        elif fs.isdir(path):
-            names = [n for n in fs.find(path) if n.endswith(tuple(suffixes)) and _visible(n, path)]
-        elif fs.exists(path):
-            names = [path]
-        else:
-            raise UserError(f"no such file or folder: {one}")
+        with reading(one):
+            if any(sign in path for sign in "*?["):
+                names = [n for n in fs.glob(path) if n.endswith(tuple(suffixes))]
+            elif fs.isdir(path):
+                inside = [n for n in fs.find(path) if _visible(n, path)]
+                names = [n for n in inside if n.endswith(tuple(suffixes))]
+            elif fs.exists(path):
+                names = [path]
+            else:
+                raise UserError(f"no such file or folder: {one}")
         found += [name if is_local(one) else fs.unstrip_protocol(name) for name in sorted(names)]
     if not found:
         raise UserError(f"{spec} has no files that end in {', '.join(suffixes)}")
@@ -80,20 +164,54 @@ def _visible(name: str, folder: str) -> bool:
 
 
 def open_file(url: str) -> IO[bytes]:
-    """Opens a file to read."""
-    if is_local(url):
-        return open(url.removeprefix("file://"), "rb")
-    fs, path = filesystem(url)
-    return fs.open(path, "rb", block_size=_BLOCK)
+    """Opens a file to read.
+
+    Raises:
+      Unreadable: it cannot be, now or when it is read.
+    """
+    with reading(url):
+        if is_local(url):
+            file: IO[bytes] = open(url.removeprefix("file://"), "rb")  # noqa: SIM115
+        else:
+            fs, path = filesystem(url)
+            file = fs.open(path, "rb", block_size=_BLOCK)
+    return cast("IO[bytes]", _Told(file, url))
+
+
+def check_readable(url: str) -> None:
+    """Reads a file through, for readers that do not say what kept them from it.
+
+    Raises:
+      Unreadable: the system does not give it.
+    """
+    with open_file(url) as file:
+        while file.read(_BLOCK):
+            pass
+
+
+def check_damage(error: Exception, url: str) -> None:
+    """Tells the system's errors from damage, both of which array_record's reader calls one name.
+
+    Raises:
+      Unreadable: it is one of the system's.
+    """
+    _, failed, what = str(error).partition("() failed: ")  # "pread() failed: Input/output error;"
+    if failed:
+        raise Unreadable(f"cannot read {url}: {what.partition(';')[0]}") from error
 
 
 def size_of(url: str) -> tuple[int, str]:
-    """Bytes of a file, and a fingerprint that changes when the file does."""
-    if is_local(url):
-        status = os.stat(url.removeprefix("file://"))
-        return status.st_size, f"{status.st_size}-{status.st_mtime_ns}"
-    fs, path = filesystem(url)
-    facts = fs.info(path)
+    """Bytes of a file, and a fingerprint that changes when the file does.
+
+    Raises:
+      Unreadable: there is no such file, or it cannot be asked for.
+    """
+    with reading(url):
+        if is_local(url):
+            status = os.stat(url.removeprefix("file://"))
+            return status.st_size, f"{status.st_size}-{status.st_mtime_ns}"
+        fs, path = filesystem(url)
+        facts = fs.info(path)
     mark = next(
         (facts[k] for k in ("etag", "ETag", "md5Hash", "mtime", "created") if k in facts), ""
     )
@@ -109,5 +227,12 @@ def local_copy(url: str) -> Iterator[str]:
     fs, path = filesystem(url)
     with tempfile.TemporaryDirectory(prefix="lavit_shard_") as folder:
         target = str(Path(folder) / "shard")
-        fs.get_file(path, target)
+        with reading(url):
+            try:
+                fs.get_file(path, target)
+            except OSError as error:
+                if error.errno not in disk.NOT_TAKEN:
+                    raise
+                told = f"{folder}: {error.strerror} (TMPDIR names another place)"
+                raise UserError(told) from error
         yield target

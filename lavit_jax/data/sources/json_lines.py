@@ -112,5 +112,9 @@ def _image(value: Any, name: str) -> bytes | str:
                 return f"the path leads out of the folder: {value}"[:200]
         with files.open_file(url) as file:
             return file.read()
-    except (OSError, ValueError) as error:
+    except files.Unreadable as error:
+        if not error.absent:
+            raise
+        return f"no such file: {value}"[:200]
+    except (OSError, ValueError, RuntimeError) as error:  # a name that cannot be one
         return f"{type(error).__name__}: {value}"[:200]

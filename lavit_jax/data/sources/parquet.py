@@ -46,6 +46,8 @@ class ParquetSource:
                     groups = [
                         facts.row_group(g).total_byte_size for g in range(facts.num_row_groups)
                     ]
+            except UserError:
+                raise
             except _DAMAGE:
                 found.append(Part(url, size=size, fingerprint=fingerprint))
                 continue
@@ -54,14 +56,32 @@ class ParquetSource:
 
     def read(self, part: Part) -> Iterator[Raw | Broken]:
         """The rows of a row group."""
+        left: int | None = None
         try:
             with files.open_file(part.place) as file:
                 table = self._arrow.parquet.ParquetFile(file, page_checksum_verification=True)
-                yield from self._rows(table, part)
+                left = table.metadata.row_group(part.start).num_rows
+                for item in self._rows(table, part):
+                    yield item
+                    left -= 1
         except UserError:
             raise
         except _DAMAGE as error:
-            yield Broken("corrupt shard", part.place, f"row group {part.start}: {error}"[:200])
+            told = f"row group {part.start}: {error}"[:200]
+            count = self._usual_rows() if left is None else left
+            yield Broken("corrupt shard", part.place, told, max(1, count))
+
+    def _usual_rows(self) -> int:
+        """Rows of the first file that can be opened: as many as in one that cannot be, about."""
+        for url in files.expand(self._spec, SUFFIXES):
+            try:
+                with files.open_file(url) as file:
+                    return self._arrow.parquet.ParquetFile(file).metadata.num_rows
+            except UserError:
+                raise
+            except _DAMAGE:
+                continue
+        return 1
 
     def _rows(self, table: Any, part: Part) -> Iterator[Raw | Broken]:
         names = table.schema_arrow.names

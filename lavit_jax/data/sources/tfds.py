@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lavit_jax.data.sources import base
+from lavit_jax.data.sources import base, files
 from lavit_jax.data.sources.base import Broken, Options, Part, Raw
 from lavit_jax.errors import UserError
 
@@ -46,6 +46,7 @@ class TfdsSource:
             try:
                 row = records[number]
             except (RuntimeError, ValueError) as error:
+                files.check_damage(error, origin)
                 yield Broken("corrupt record", origin, str(error)[:200])
                 continue
             yield fields.example(row, origin, f"{part.place}-{number:08d}")

@@ -171,6 +171,40 @@ def test_a_full_disk_is_told_in_one_line_and_it_goes_on_once_there_is_room(tmp_p
     assert content(tmp_path / "dst") == content(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.subprocess)])
+def test_a_disk_that_fails_for_a_while_loses_nothing(tmp_path, monkeypatch, workers):
+    source = tars(tmp_path / "src", 2, 20)
+    begun = job(source, tmp_path / "dst")
+    late = source / "00001.tar"
+    late.rename(tmp_path / "away")
+
+    def planned(_, plan=tasks.make_tasks):
+        (tmp_path / "away").rename(late)
+        found = plan(begun)
+        late.rename(tmp_path / "away")
+        return found
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match=f"^cannot read {late}: "):
+        patched.setattr(tasks, "make_tasks", planned)
+        run.prepare(begun, run.local_runner(workers))
+    assert not (tmp_path / "dst" / "index.json").exists()
+    (tmp_path / "away").rename(late)
+    index = run.prepare(begun, ALONE)
+    assert (index["examples"], index["rejected"]) == (40, {})
+    assert [example.key for example in stored(tmp_path / "dst")] == keys(40)
+
+
+def test_a_shard_that_breaks_off_counts_against_the_share(tmp_path):
+    source = tars(tmp_path / "src", 10, 20)
+    cut = source / "00003.tar"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    with pytest.raises(TooManyBroken, match=r"corrupt shard \(first: .*00003.tar\)"):
+        run.prepare(job(source, tmp_path / "dst"), ALONE, max_bad_share=0.03)
+    index = run.prepare(job(source, tmp_path / "dst"), ALONE, max_bad_share=0.1)
+    assert 188 <= index["examples"] <= 192
+    assert 7 <= index["rejected"]["corrupt shard"] <= 13
+
+
 def test_nothing_to_prepare_is_said(tmp_path):
     (tmp_path / "x.jsonl").write_text("\n\n")
     with pytest.raises(UserError, match="has no examples"):

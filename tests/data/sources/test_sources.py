@@ -1,3 +1,5 @@
+import contextlib
+import errno
 import gzip
 import io
 import json
@@ -12,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from lavit_jax.data.sources import Broken, Options, Part, Raw, json_lines, open_source
+from lavit_jax.data.sources import Broken, Options, Part, Raw, files, json_lines, open_source
 from lavit_jax.data.sources.tar import TarSource, read_tar
 from lavit_jax.errors import UserError
 from shards import caption, jpeg, keys, pair, tars, write_tar
@@ -409,3 +411,205 @@ def test_a_tar_that_breaks_off_within_a_header_says_so(tmp_path):
     found = list(read_tar(io.BytesIO(data[: data.index(b"000000003.jpg") + 100]), "x.tar"))
     assert [item.key for item in found if isinstance(item, Raw)] == keys(3)
     assert [item.reason for item in found if isinstance(item, Broken)] == ["corrupt shard"]
+
+
+class Failing(io.BytesIO):
+    """A file of which a disk, or a bucket's client, gives the first bytes and then an error."""
+
+    def __init__(self, data, good, error):
+        super().__init__(data)
+        self._good, self._error = good, error
+
+    def _checked(self, size):
+        if self.tell() + (len(self.getvalue()) if size < 0 else size) > self._good:
+            raise self._error
+
+    def read(self, size=-1):
+        self._checked(size)
+        return super().read(size)
+
+    def readline(self, size=-1):
+        self._checked(1)
+        return super().readline(size)
+
+
+class ClientError(Exception):
+    """As gcsfs's: of no kind but Exception."""
+
+
+ERRORS = [
+    OSError(errno.EIO, "Input/output error"),
+    OSError(errno.ESTALE, "Stale file handle"),
+    TimeoutError(errno.ETIMEDOUT, "Connection timed out"),
+    PermissionError(errno.EACCES, "Permission denied"),
+    OSError("Forbidden: no billing account"),
+    ClientError("429: slow down\nand more"),
+]
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """While inside, files break off with an error."""
+
+    @contextlib.contextmanager
+    def fail(share, error, suffix=""):
+        def opened(path, mode):
+            with open(path, "rb") as file:
+                data = file.read()
+            good = int(len(data) * share) if str(path).endswith(suffix) else len(data) + 10**6
+            return Failing(data, good, error)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(files, "open", opened, raising=False)
+            yield
+
+    return fail
+
+
+def small_sources(folder):
+    """A shard of each kind that is read through Python."""
+    rows = [{"file_name": f"{n}.jpg", "caption": "c"} for n in range(3)]
+    (folder / "x.txt").write_text("one\n\ntwo\n\n" * 5)
+    return [
+        write_tar(folder / "x.tar", [member for n in range(40) for member in pair(n)]),
+        zipped(folder / "z", 40),
+        parquet(folder / "x.parquet", 40),
+        json_folder(folder, rows),
+        folder / "x.txt",
+    ]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_a_disk_or_a_bucket_that_fails_is_no_damage(tmp_path, failing, error):
+    for path in small_sources(tmp_path):
+        plan = open_source(str(path)).parts()
+        with failing(0.5, error, path.name), pytest.raises(UserError) as told:
+            for part in plan:
+                list(open_source(str(path)).read(part))
+        words = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        assert str(told.value) == f"cannot read {path}: {words}"
+
+
+def test_a_plan_is_not_made_of_what_a_disk_does_not_give(tmp_path, failing):
+    path = parquet(tmp_path / "x.parquet", 40)
+    told = "cannot read .*x.parquet: Input/output error"
+    with failing(0.0, ERRORS[0]), pytest.raises(UserError, match=told):
+        open_source(str(path)).parts()
+
+
+@pytest.mark.parametrize("kind", range(6))
+def test_a_shard_that_vanished_is_no_damage(tmp_path, kind):
+    paths = [*small_sources(tmp_path), tf_examples(tmp_path / "a", [{"text": [b"x"]}])]
+    source = open_source(str(paths[kind]))
+    plan = source.parts()
+    paths[kind].unlink()
+    with pytest.raises(UserError, match=f"^cannot read {paths[kind]}: No such file or directory$"):
+        list(source.read(plan[0]))
+
+
+def test_an_image_that_a_disk_does_not_give_is_not_a_missing_one(tmp_path, failing):
+    places = ["0.jpg", "gone.jpg", "0.jpg/x.jpg", "x" * 300 + ".jpg", "folder", "self.jpg"]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "self.jpg").symlink_to("self.jpg")
+    path = json_folder(tmp_path, [{"image": place, "caption": "c"} for place in places])
+    reasons = [getattr(item, "reason", "good") for item in everything(path)]
+    assert reasons == ["good", *["no image"] * 5]
+    for error in ERRORS:
+        told = f"^cannot read {tmp_path}/0.jpg: "
+        with failing(0.5, error, ".jpg"), pytest.raises(UserError, match=told):
+            everything(path)
+
+
+def test_an_array_record_that_a_disk_does_not_give_is_no_damage(tmp_path):
+    path = tf_examples(tmp_path, [{"text": [os.urandom(100_000)]} for _ in range(40)])
+    source = open_source(str(path))
+    (plan,) = source.parts()
+    found = source.read(plan)
+    next(found)
+    (number,) = (
+        int(link.name)
+        for link in (tmp_path / "/proc/self/fd").iterdir()
+        if link.exists() and link.readlink() == path
+    )
+    folder = os.open(tmp_path, os.O_RDONLY)  # whose read() fails
+    os.dup2(folder, number)
+    os.close(folder)
+    with pytest.raises(UserError, match=f"^cannot read {path}: Is a directory$"):
+        list(found)
+
+
+def lost(found) -> int:
+    return sum(item.count for item in found if isinstance(item, Broken))
+
+
+def whole(found) -> int:
+    return sum(isinstance(item, Raw) for item in found)
+
+
+@pytest.mark.parametrize("share", [0.4, 0.5, 0.9])  # a half of one ends where a member does
+@pytest.mark.parametrize("make", [tars, zipped])
+def test_a_tar_that_breaks_off_counts_what_is_missing_beside_the_others(tmp_path, share, make):
+    names = ["a.tar.gz", "b.tar.gz", "c.tar.gz"]
+    if make is tars:
+        tars(tmp_path, 3, 60)
+    else:
+        for name in names:
+            zipped(tmp_path, 60, name)
+    path = sorted(tmp_path.iterdir())[1]
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    found = everything(tmp_path)
+    missing = 180 - whole(found)
+    assert 0.6 * missing - 2 <= lost(found) <= 1.4 * missing + 2
+    assert {item.reason for item in found if isinstance(item, Broken)} == {"corrupt shard"}
+
+
+def test_a_damaged_stretch_of_a_tar_counts_what_was_in_it(tmp_path):
+    path = write_tar(tmp_path / "x.tar", [member for n in range(60) for member in pair(n)])
+    data = bytearray(path.read_bytes())
+    begin, end = data.index(b"000000020.jpg"), data.index(b"000000040.jpg")
+    data[begin:end] = b"\xff" * (end - begin)
+    path.write_bytes(data)
+    found = everything(path)
+    assert whole(found) == 40
+    assert 18 <= lost(found) <= 22
+    data[begin:] = b"\xff" * (len(data) - begin)
+    path.write_bytes(data)
+    found = everything(path)
+    assert whole(found) == 20
+    assert 35 <= lost(found) <= 50  # a tar is padded at its end
+
+
+def test_damage_of_the_first_header_of_a_tar_is_told(tmp_path):
+    path = write_tar(tmp_path / "x.tar", [member for n in range(3) for member in pair(n)])
+    data = bytearray(path.read_bytes())
+    data[:100] = b"\xff" * 100
+    path.write_bytes(data)
+    assert "corrupt shard" in [getattr(item, "reason", "") for item in everything(path)]
+
+
+def test_parquet_counts_the_rows_that_it_cannot_give(tmp_path):
+    path = parquet(tmp_path / "a.parquet", 10)
+    data = bytearray(path.read_bytes())
+    begin = pq.ParquetFile(path).metadata.row_group(1).column(1).data_page_offset
+    data[begin : begin + 40] = b"\xff" * 40  # rows 4 to 7
+    path.write_bytes(data)
+    found = everything(path)
+    assert (whole(found), lost(found)) == (6, 4)
+    path.write_bytes(data[:-20])  # without its end nothing of it can be read
+    parquet(tmp_path / "b.parquet", 7)
+    found = everything(tmp_path)
+    assert (whole(found), lost(found)) == (7, 7)
+
+
+def test_array_records_that_cannot_be_opened_count_as_others_or_as_their_index_says(tmp_path):
+    cut = tf_examples(tmp_path, [{"text": [b"x"]} for _ in range(5)])
+    cut = cut.rename(tmp_path / "a.array_record")
+    tf_examples(tmp_path, [{"text": [b"x"]} for _ in range(9)])
+    (plan, _) = open_source(str(tmp_path)).parts()
+    cut.write_bytes(cut.read_bytes()[:-100])
+    found = everything(tmp_path)
+    assert (whole(found), lost(found)) == (9, 9)
+    assert [item.count for item in open_source(str(tmp_path)).read(plan)] == [5]
+    index = {"shards": [{"name": cut.name, "examples": 6}]}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    assert lost(everything(tmp_path)) == 6
