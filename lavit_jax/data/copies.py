@@ -238,8 +238,7 @@ def _reading(url: str) -> Iterator[tuple[Any, str]]:
     except (UserError, FileNotFoundError):
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot read {url}: {reason[:300]}") from error
+        raise UserError(f"cannot read {url}: {files.reason(error)}") from error
 
 
 @contextlib.contextmanager

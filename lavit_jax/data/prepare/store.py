@@ -24,7 +24,7 @@ WRITER = "group_size:1"  # every record can be read alone, and its checksum chec
 
 
 class Store:
-    """A folder, by path or URL."""
+    """A folder, by path or URL; what goes wrong there is a `UserError` that names it."""
 
     def __init__(self, url: str) -> None:
         self.url = url.removeprefix("file://").rstrip("/")
@@ -35,47 +35,61 @@ class Store:
         return f"{self._root}/{name}"
 
     def exists(self, name: str) -> bool:
-        return self._fs.exists(self.path(name))
+        with files.reading(self.url):
+            return self._fs.exists(self.path(name))
 
     def names(self, folder: str) -> list[str]:
         """Names of the files in a folder as they are now, with the folder's."""
         self._fs.invalidate_cache()
-        try:
-            found = self._fs.ls(self.path(folder), detail=False)
-        except FileNotFoundError:
-            return []
+        with files.reading(self.url):
+            try:
+                found = self._fs.ls(self.path(folder), detail=False)
+            except FileNotFoundError:
+                return []
         return sorted(f"{folder}/{path.rpartition('/')[2]}" for path in found)
 
     def remove(self, name: str) -> None:
         """Removes a file, if it is there."""
-        with contextlib.suppress(FileNotFoundError):
+        with self.writing(), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self.path(name))
 
     def size(self, name: str) -> int:
         """Bytes of a file; -1 if it is not there."""
-        try:
-            return int(self._fs.size(self.path(name)))
-        except FileNotFoundError:
-            return -1
+        with files.reading(self.url):
+            try:
+                return int(self._fs.size(self.path(name)))
+            except FileNotFoundError:
+                return -1
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file; None if it is not there.
 
         Raises:
-          UserError: it cannot be parsed.
+          UserError: it cannot be read or parsed.
         """
-        try:
-            data = self._fs.cat_file(self.path(name))
-        except FileNotFoundError:
-            return None
+        with files.reading(self.url):
+            try:
+                data = self._fs.cat_file(self.path(name))
+            except FileNotFoundError:
+                return None
         try:
             return json.loads(data)
         except ValueError as error:
             raise UserError(f"{self.url}/{name}: not valid JSON ({error})") from error
 
-    def writing(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
         """Around what writes: errors become a `UserError` that names this folder."""
-        return disk.writing(self.url)
+        try:
+            with disk.writing(self.url):
+                yield
+        except UserError:
+            raise
+        except Exception as error:
+            if self._local:
+                raise
+            # Every bucket's client has errors of its own.
+            raise UserError(f"cannot write {self.url}: {files.reason(error)}") from error
 
     def write_json(self, name: str, document: Any) -> None:
         """Writes a JSON file in one move."""
@@ -131,12 +145,13 @@ class Store:
             aside = folder / "together"
             with self.writing(), aside.open("wb") as file:
                 for name in names:
-                    file.write(self._fs.cat_file(self.path(name)))
+                    with files.reading(self.url):
+                        file.write(self._fs.cat_file(self.path(name)))
             self.publish(aside, target)
 
     def remove_work(self) -> None:
         """Removes what is only needed until all is done."""
-        with contextlib.suppress(FileNotFoundError):
+        with self.writing(), contextlib.suppress(FileNotFoundError):
             self._fs.rm(self.path(WORK), recursive=True)
 
     def sweep(self) -> None:
@@ -155,10 +170,9 @@ class Store:
         try:
             self._fs.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
             self._fs.pipe_file(self.path(name), data, mode="create")
-        except OSError as error:  # "there is one" is said differently by each store
+        except Exception as error:  # "there is one" is said differently by each store
             if not self.exists(name):
-                reason = error.strerror or str(error) or type(error).__name__
-                raise UserError(f"cannot write to {self.url}: {reason}") from error
+                raise UserError(f"cannot write to {self.url}: {files.reason(error)}") from error
             return False
         return True
 

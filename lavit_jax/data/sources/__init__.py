@@ -51,7 +51,9 @@ def open_source(spec: str, options: Options | None = None) -> Source:
         for suffixes, make in KINDS:
             try:
                 files.expand(spec, suffixes)
-            except UserError:
+            except files.Unreadable:
+                raise
+            except UserError:  # none of this kind
                 continue
             return make(spec, options)
         known = ", ".join(suffix for suffixes, _ in KINDS for suffix in suffixes)

@@ -1,5 +1,6 @@
 import json
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -13,8 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
+from fsspec.implementations.memory import MemoryFileSystem
 
 from benchmarks import kill_prepare
+from lavit_jax.cli.main import main
 from lavit_jax.data import record
 from lavit_jax.data.prepare import claim, run, tasks
 from lavit_jax.data.prepare.beam import beam_runner
@@ -355,6 +358,70 @@ def test_beam_is_asked_for_only_when_it_is_used(monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(UserError, match=r"--runner direct needs Apache Beam: pip install"):
         beam_runner("direct")
+
+
+class ClientError(Exception):
+    """As a bucket's client raises it: google.auth's and gcsfs's are of no kind but Exception."""
+
+
+class Refusing(MemoryFileSystem):
+    """A bucket in memory whose client fails in one of its calls.
+
+    Attributes:
+      call: which.
+    """
+
+    protocol = "refusing"
+    cachable = False
+    call = ""
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("refusing://", "memory://"))
+
+    def exists(self, path, **kwargs):  # as gcsfs and s3fs have it
+        try:
+            self.info(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def __getattribute__(self, name):
+        if name == type(self).call:
+            raise ClientError("invalid_grant: Bad Request\nand more")
+        return super().__getattribute__(name)
+
+
+CALLS = ("cat_file", "exists", "rm_file", "put_file", "pipe_file", "makedirs", "size", "rm")
+
+
+@pytest.fixture
+def refusing(monkeypatch):
+    fsspec.register_implementation("refusing", Refusing, clobber=True)
+    yield Refusing
+    Refusing.call = ""
+    Refusing().rm("/", recursive=True)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_errors_of_a_buckets_client_are_told_in_one_line(tmp_path, refusing, call, capsys):
+    source = tars(tmp_path / "src", 2, 10)
+    refusing.call = call
+    assert main(["data", "prepare", str(source), "refusing://bucket/set", "--workers=1"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("lavit: error: cannot ")
+    assert "refusing://bucket/set: invalid_grant: Bad Request" in line
+    refusing.call = ""
+    assert run.prepare(job(source, "refusing://bucket/set", 256_000_000), ALONE)["examples"] == 20
+
+
+@pytest.mark.parametrize("call", ["info", "open", "find"])
+def test_so_are_those_of_a_bucket_that_is_the_source(tmp_path, refusing, call, capsys):
+    refusing().put(f"{tars(tmp_path / 'src', 2, 10)}/", "/shards/", recursive=True)
+    refusing.call = call
+    assert main(["data", "prepare", "refusing://shards", str(tmp_path / "dst")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"lavit: error: cannot read refusing:/+shards\S*: invalid_grant.*", line)
 
 
 @pytest.fixture
