@@ -47,13 +47,14 @@ def prepare(
       The index.
 
     Raises:
-      UserError: a source that cannot be read, a destination that cannot be written or belongs to
-        another job, or too many broken examples.
+      UserError: a source that cannot be read, or has changed since it was prepared; a destination
+        that cannot be written or belongs to another job; or too many broken examples.
     """
     store = Store(job.destination)
     index = _finished(job, store)
     if index is not None:
         return index
+    state = pieces.source_state(job)  # first: what is new in the plan is told another time
     tasks = pieces.make_tasks(job)
     with store.claimed(say):
         index = _finished(job, store)  # by another, meanwhile
@@ -71,7 +72,7 @@ def prepare(
             if time.monotonic() - told > SAY_SECONDS:
                 told = time.monotonic()
                 say(f"{number} of {len(tasks)} tasks, {total.good} examples, {total.bad} broken")
-        index = _finish(job, store, tasks, max_bad_share)
+        index = _finish(job, store, tasks, max_bad_share, state)
         store.remove_work()
     return index
 
@@ -85,8 +86,30 @@ def _finished(job: Job, store: Store) -> dict[str, Any] | None:
         raise UserError(
             f"{job.destination} holds another data set, of {index.get('job', {}).get('source')}"
         )
+    _check_unchanged(job, index.get("state"))
     store.remove_work()
     return index
+
+
+def _check_unchanged(job: Job, known: dict[str, Any] | None) -> None:
+    """Refuses a source that has other files than what was prepared of it.
+
+    One that is gone, or out of reach here, has served; what was prepared before states were kept
+    cannot be compared.
+    """
+    if known is None:
+        return
+    try:
+        now = pieces.source_state(job)
+    except UserError:
+        return
+    if now != known:
+        count = f"{known['files']} files then, {now['files']} now"
+        what = "some files are others" if now["files"] == known["files"] else count
+        raise UserError(
+            f"{job.source} changed since {job.destination} was prepared from it ({what}): prepare "
+            f"it to another folder, or delete {job.destination} to prepare it anew"
+        )
 
 
 def _stored(job: Job) -> dict[str, Any]:
@@ -114,7 +137,13 @@ def _done_before(store: Store, tasks: Sequence[Task], left: Sequence[Task]) -> T
     return total
 
 
-def _finish(job: Job, store: Store, tasks: Sequence[Task], max_bad_share: float) -> dict[str, Any]:
+def _finish(
+    job: Job,
+    store: Store,
+    tasks: Sequence[Task],
+    max_bad_share: float,
+    state: dict[str, Any],
+) -> dict[str, Any]:
     """Writes the index from the receipts, in the order of the tasks."""
     shards: list[dict[str, Any]] = []
     total = Tally()
@@ -137,6 +166,7 @@ def _finish(job: Job, store: Store, tasks: Sequence[Task], max_bad_share: float)
     store.copy_together([task.rejected for task in tasks], REJECTED)
     index = {
         "job": _stored(job),
+        "state": state,
         "examples": total.good,
         "images": sum(shard["images"] for shard in shards),
         "bytes": sum(shard["bytes"] for shard in shards),

@@ -8,6 +8,7 @@ again writes the same files again; what has a receipt is not done again.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from lavit_jax import disk
 from lavit_jax.data import record
 from lavit_jax.data.check import checked
 from lavit_jax.data.prepare.store import WORK, RecordWriter, Store
-from lavit_jax.data.sources import Options, Part, Raw, open_source
+from lavit_jax.data.sources import Options, Part, Raw, Source, open_source
 from lavit_jax.data.tally import Tally
 from lavit_jax.errors import UserError
 
@@ -96,11 +97,26 @@ def make_tasks(job: Job) -> list[Task]:
     return tasks
 
 
+def source_state(job: Job) -> dict[str, Any]:
+    """What tells one state of a source from another: how many files, and a hash of all of them.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    found = open_source(job.source, job.options).files()
+    told = json.dumps(sorted(found.items())).encode()
+    return {"files": len(found), "sha256": hashlib.sha256(told).hexdigest()}
+
+
 def run_task(job: Job, task: Task) -> dict[str, Any]:
     """Does a task, unless it is done: writes its shards, rejects and receipt.
 
     Returns:
       The receipt: shards with their sizes and counts, and the tally.
+
+    Raises:
+      UserError: the source cannot be read or is not what it was when the task was planned, or the
+        destination cannot be written.
     """
     store = Store(job.destination)
     done = store.read_json(task.receipt)
@@ -119,6 +135,7 @@ def run_task(job: Job, task: Task) -> dict[str, Any]:
                     else:
                         tally.add_broken(item)
                         rejected.append(json.dumps(dataclasses.asdict(item)) + "\n")
+        _check_unchanged(job, task, source)
         written = shards.close()
         for shard in written:
             store.publish(folder / shard["name"], shard["name"])
@@ -128,6 +145,16 @@ def run_task(job: Job, task: Task) -> dict[str, Any]:
     receipt = {"shards": written, "tally": tally.to_json()}
     store.write_json(task.receipt, receipt)
     return receipt
+
+
+def _check_unchanged(job: Job, task: Task, source: Source) -> None:
+    for place, planned in {part.place: part.fingerprint for part in task.parts}.items():
+        # Of some buckets' clients one call quotes what another does not.
+        if source.fingerprint(place).replace('"', "") != planned.replace('"', ""):
+            raise UserError(
+                f"{place} changed since {job.destination} was begun: delete {job.destination} to "
+                "start anew"
+            )
 
 
 class _Shards:

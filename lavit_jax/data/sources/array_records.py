@@ -13,7 +13,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from lavit_jax.data import record
 from lavit_jax.data.sources import base, files
-from lavit_jax.data.sources.base import Broken, Options, Part, Raw
+from lavit_jax.data.sources.base import Broken, FileSource, Part, Raw
 
 SUFFIXES = (".array_record", ".arrayrecord")
 PART_BYTES = 64 << 20
@@ -35,11 +35,10 @@ def _opened(path: str) -> ArrayRecordReader:
     raise RuntimeError("no array_record file, or one that breaks off")
 
 
-class ArrayRecordSource:
+class ArrayRecordSource(FileSource):
     """Parts are ranges of records."""
 
-    def __init__(self, spec: str, options: Options) -> None:
-        self._spec, self._options = spec, options
+    suffixes = SUFFIXES
 
     def parts(self) -> list[Part]:
         """Ranges of about `PART_BYTES`; a shard that cannot be opened is one, and says so."""

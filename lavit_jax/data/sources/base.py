@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+from lavit_jax.data.sources import files
+
 NOT_DOWNLOADED = "not downloaded"  # what img2dataset could not get; nobody's fault
 
 
@@ -91,6 +93,29 @@ class Source(Protocol):
 
     def read(self, part: Part) -> Iterator[Raw | Broken]:
         """The examples of a piece, always in one order; what is broken stands in its place."""
+
+    def fingerprint(self, place: str) -> str:
+        """What the fingerprint of a part of this place would be now."""
+
+    def files(self) -> dict[str, str]:
+        """All files with their fingerprints, by a look at their folder alone."""
+
+
+class FileSource:
+    """What is the same for all sources that are files."""
+
+    suffixes: tuple[str, ...] = ()
+
+    def __init__(self, spec: str, options: Options) -> None:
+        self._spec, self._options = spec, options
+
+    def fingerprint(self, place: str) -> str:
+        """As `Source.fingerprint`."""
+        return files.size_of(place, anew=True)[1]
+
+    def files(self) -> dict[str, str]:
+        """As `Source.files`."""
+        return {url: files.size_of(url)[1] for url in files.expand(self._spec, self.suffixes)}
 
 
 IMAGE_FIELDS = ("image", "jpg", "jpeg", "png", "webp", "image_path", "file_name", "path")

@@ -200,8 +200,12 @@ def check_damage(error: Exception, url: str) -> None:
         raise Unreadable(f"cannot read {url}: {what.partition(';')[0]}") from error
 
 
-def size_of(url: str) -> tuple[int, str]:
+def size_of(url: str, anew: bool = False) -> tuple[int, str]:
     """Bytes of a file, and a fingerprint that changes when the file does.
+
+    Args:
+      url: of the file.
+      anew: asks a bucket, whatever its client remembers.
 
     Raises:
       Unreadable: there is no such file, or it cannot be asked for.
@@ -211,6 +215,8 @@ def size_of(url: str) -> tuple[int, str]:
             status = os.stat(url.removeprefix("file://"))
             return status.st_size, f"{status.st_size}-{status.st_mtime_ns}"
         fs, path = filesystem(url)
+        if anew:
+            fs.invalidate_cache(path)
         facts = fs.info(path)
     mark = next(
         (facts[k] for k in ("etag", "ETag", "md5Hash", "mtime", "created") if k in facts), ""

@@ -8,18 +8,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lavit_jax.data.sources import base, files
-from lavit_jax.data.sources.base import Broken, Options, Part, Raw
+from lavit_jax.data.sources.base import Broken, FileSource, Part, Raw
 
 SUFFIXES = (".jsonl", ".ndjson")
 PART_BYTES = 16 << 20
 MAX_LINE = 64 << 20  # bytes
 
 
-class JsonLinesSource:
+class JsonLinesSource(FileSource):
     """Parts are stretches of bytes: a line belongs to the part that it begins in."""
 
-    def __init__(self, spec: str, options: Options) -> None:
-        self._spec, self._options = spec, options
+    suffixes = SUFFIXES
 
     def parts(self) -> list[Part]:
         """Stretches of about `PART_BYTES`."""

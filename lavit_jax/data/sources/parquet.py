@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from lavit_jax.data.sources import base, files
-from lavit_jax.data.sources.base import NOT_DOWNLOADED, Broken, Options, Part, Raw
+from lavit_jax.data.sources.base import NOT_DOWNLOADED, Broken, FileSource, Options, Part, Raw
 from lavit_jax.errors import UserError
 
 SUFFIXES = (".parquet",)
@@ -26,11 +26,13 @@ def _pyarrow() -> Any:
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError, OverflowError)
 
 
-class ParquetSource:
+class ParquetSource(FileSource):
     """One part for each row group."""
 
+    suffixes = SUFFIXES
+
     def __init__(self, spec: str, options: Options) -> None:
-        self._spec, self._options = spec, options
+        super().__init__(spec, options)
         self._arrow = _pyarrow()
 
     def parts(self) -> list[Part]:

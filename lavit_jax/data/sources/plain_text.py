@@ -6,17 +6,16 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from lavit_jax.data.sources import files
-from lavit_jax.data.sources.base import Broken, Options, Part, Raw
+from lavit_jax.data.sources.base import Broken, FileSource, Part, Raw
 from lavit_jax.data.sources.json_lines import lines
 
 SUFFIXES = (".txt",)
 
 
-class PlainTextSource:
+class PlainTextSource(FileSource):
     """One part for each file."""
 
-    def __init__(self, spec: str, options: Options) -> None:
-        self._spec, self._options = spec, options
+    suffixes = SUFFIXES
 
     def parts(self) -> list[Part]:
         """The files."""

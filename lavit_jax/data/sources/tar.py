@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple
 
 from lavit_jax.data.sources import base, files
-from lavit_jax.data.sources.base import Broken, Options, Part, Raw
+from lavit_jax.data.sources.base import Broken, FileSource, Part, Raw
 from lavit_jax.errors import UserError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -28,11 +28,10 @@ _GZIP = b"\x1f\x8b"
 _DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, RuntimeError)
 
 
-class TarSource:
+class TarSource(FileSource):
     """One part for each shard."""
 
-    def __init__(self, spec: str, options: Options) -> None:
-        self._spec, self._options = spec, options
+    suffixes = SUFFIXES
 
     def parts(self) -> list[Part]:
         """The shards."""

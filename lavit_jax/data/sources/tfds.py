@@ -30,7 +30,7 @@ class TfdsSource:
         builder, records = self._open()
         split = self._options.split
         each = builder.info.splits[split].num_bytes // max(1, len(records))
-        mark = f"{builder.info.full_name}-{len(records)}"
+        mark = self.fingerprint(split)
         return [
             Part(split, start, stop, each * (stop - start), mark)
             for start in range(0, len(records), PART_RECORDS)
@@ -50,6 +50,15 @@ class TfdsSource:
                 yield Broken("corrupt record", origin, str(error)[:200])
                 continue
             yield fields.example(row, origin, f"{part.place}-{number:08d}")
+
+    def fingerprint(self, place: str) -> str:
+        """The data set's version and size."""
+        builder, records = self._open()
+        return f"{builder.info.full_name}-{len(records)}"
+
+    def files(self) -> dict[str, str]:
+        """None: TFDS would download the data set again to tell."""
+        return {}
 
     def _open(self) -> Any:
         if self._opened is None:

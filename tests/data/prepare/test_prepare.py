@@ -128,6 +128,61 @@ def test_a_finished_preparation_is_not_done_again(tmp_path):
     assert run.prepare(job(source, tmp_path / "dst"), ALONE) == first
 
 
+@pytest.mark.parametrize("bucket", [False, True])
+def test_a_source_that_has_grown_is_not_said_to_be_done(tmp_path, bucket):
+    source, told = tars(tmp_path / "src", 2, 5), str(tmp_path / "src")
+    memory = fsspec.filesystem("memory")
+    if bucket:
+        told = f"memory://grown/{tmp_path.name}"
+        memory.put(f"{source}/", f"/grown/{tmp_path.name}/", recursive=True)
+    begun = job(told, tmp_path / "dst")
+    index = run.prepare(begun, ALONE)
+    assert run.prepare(begun, ALONE) == index
+    tars(tmp_path / "more", 3, 5)
+    new = tmp_path / "more" / "00002.tar"
+    if bucket:
+        memory.put_file(str(new), f"/grown/{tmp_path.name}/00002.tar")
+    else:
+        shutil.copy(new, source)
+    with pytest.raises(UserError, match=r"src|grown") as refused:
+        run.prepare(begun, ALONE)
+    assert str(refused.value) == (
+        f"{told} changed since {tmp_path / 'dst'} was prepared from it (2 files then, 3 now): "
+        f"prepare it to another folder, or delete {tmp_path / 'dst'} to prepare it anew"
+    )
+
+
+def test_a_source_of_other_files_is_not_said_to_be_done(tmp_path):
+    source = tars(tmp_path / "src", 2, 5)
+    run.prepare(job(source, tmp_path / "dst"), ALONE)
+    write_tar(source / "00001.tar", pair(77))
+    with pytest.raises(UserError, match="some files are others"):
+        run.prepare(job(source, tmp_path / "dst"), ALONE)
+    index = json.loads((tmp_path / "dst" / "index.json").read_text())
+    del index["state"]  # as before there were any
+    (tmp_path / "dst" / "index.json").write_text(json.dumps(index))
+    assert run.prepare(job(source, tmp_path / "dst"), ALONE) == index
+
+
+@pytest.mark.parametrize("bucket", [False, True])
+def test_a_file_that_changes_between_plan_and_task_is_noticed(tmp_path, bucket):
+    source = tars(tmp_path / "src", 2, 5)
+    place, memory = str(source), fsspec.filesystem("memory")
+    if bucket:
+        place = f"memory://changing/{tmp_path.name}"
+        memory.put(f"{source}/", f"/changing/{tmp_path.name}/", recursive=True)
+
+    def changing(job, tasks):
+        write_tar(source / "00001.tar", pair(77))
+        if bucket:
+            memory.put_file(str(source / "00001.tar"), f"/changing/{tmp_path.name}/00001.tar")
+        yield from ALONE(job, tasks)
+
+    with pytest.raises(UserError, match=r"00001.tar changed since .*dst was begun: delete .*dst"):
+        run.prepare(job(place, tmp_path / "dst", 1), changing)
+    assert len(list((tmp_path / "dst" / ".work").glob("task-*.json"))) == 1
+
+
 def test_another_job_in_the_same_folder_is_refused(tmp_path):
     source = tars(tmp_path / "src", 2, 5)
     run.prepare(job(source, tmp_path / "dst"), ALONE)
