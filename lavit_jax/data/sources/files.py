@@ -163,8 +163,12 @@ def _visible(name: str, folder: str) -> bool:
     return not any(part.startswith(".") for part in inside)
 
 
-def open_file(url: str) -> IO[bytes]:
+def open_file(url: str, block: int = _BLOCK) -> IO[bytes]:
     """Opens a file to read.
+
+    Args:
+      url: of the file.
+      block: bytes that are read ahead of a bucket's.
 
     Raises:
       Unreadable: it cannot be, now or when it is read.
@@ -174,7 +178,7 @@ def open_file(url: str) -> IO[bytes]:
             file: IO[bytes] = open(url.removeprefix("file://"), "rb")  # noqa: SIM115
         else:
             fs, path = filesystem(url)
-            file = fs.open(path, "rb", block_size=_BLOCK)
+            file = fs.open(path, "rb", block_size=block)
     return cast("IO[bytes]", _Told(file, url))
 
 

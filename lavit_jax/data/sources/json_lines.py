@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from lavit_jax.data.sources import base, files
 from lavit_jax.data.sources.base import Broken, FileSource, Part, Raw
@@ -13,6 +14,10 @@ from lavit_jax.data.sources.base import Broken, FileSource, Part, Raw
 SUFFIXES = (".jsonl", ".ndjson")
 PART_BYTES = 16 << 20
 MAX_LINE = 64 << 20  # bytes
+# How large the images that lines name are is told by some of them.
+PLACES, LINES = 4, 4  # looked at in a file, evenly spread; lines there
+LOOK = 64 << 10  # bytes read at once for that
+T = TypeVar("T")
 
 
 class JsonLinesSource(FileSource):
@@ -21,14 +26,38 @@ class JsonLinesSource(FileSource):
     suffixes = SUFFIXES
 
     def parts(self) -> list[Part]:
-        """Stretches of about `PART_BYTES`."""
+        """Stretches of about `PART_BYTES`, the images that their lines name among them."""
         found = []
         for url in files.expand(self._spec, SUFFIXES):
             size, fingerprint = files.size_of(url)
-            for start in range(0, max(size, 1), PART_BYTES):
-                stop = min(start + PART_BYTES, size)
-                found.append(Part(url, start, stop, stop - start, fingerprint))
+            share = self._share_of_lines(url, size)
+            step = max(1, int(PART_BYTES * share))
+            for start in range(0, max(size, 1), step):
+                stop = min(start + step, size)
+                found.append(Part(url, start, stop, int((stop - start) / share), fingerprint))
         return found
+
+    def _share_of_lines(self, url: str, size: int) -> float:
+        """Bytes of lines over those of lines and images, by a few of them."""
+        line_bytes = image_bytes = 0
+        for place in range(PLACES):
+            part = Part(url, size * place // PLACES, size * (place + 1) // PLACES)
+            for _, line in itertools.islice(lines(part, LOOK), LINES):
+                line_bytes += len(line or b"")
+                image_bytes += self._image_bytes(line or b"", url)
+        return line_bytes / (line_bytes + image_bytes) if image_bytes else 1.0
+
+    def _image_bytes(self, line: bytes, name: str) -> int:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            return 0
+        image = self._image_field(row) if isinstance(row, dict) else None
+        found = _of_image(row[image], name, files.size_of) if image else ""
+        return 0 if isinstance(found, str) else found[0]
+
+    def _image_field(self, row: dict[str, Any]) -> str | None:
+        return base.find_field(list(row), self._options.image_field, base.IMAGE_FIELDS)
 
     def read(self, part: Part) -> Iterator[Raw | Broken]:
         """One example for each line that is not blank."""
@@ -50,22 +79,22 @@ class JsonLinesSource(FileSource):
             return Broken("not JSON", origin, f"expected an object, got {type(row).__name__}")
         names = list(row)
         caption = base.find_field(names, self._options.caption_field, base.CAPTION_FIELDS)
-        image = base.find_field(names, self._options.image_field, base.IMAGE_FIELDS)
+        image = self._image_field(row)
         field = base.find_field(names, "", base.KEY_FIELDS)
         key = str(row[field]) if field else f"{PurePosixPath(name).stem}-{place:012d}"
         captions = base.texts(row[caption]) if caption else ()
         if image is None:
             return Raw(key, origin, None, captions)
-        content = _image(row[image], name)
+        content = _of_image(row[image], name, _content)
         if isinstance(content, str):
             return Broken("no image", origin, content)
         questions, answers = base.texts(row.get("questions")), base.texts(row.get("answers"))
         return Raw(key, origin, content, captions, questions, answers)
 
 
-def lines(part: Part) -> Iterator[tuple[int, bytes | None]]:
+def lines(part: Part, *block: int) -> Iterator[tuple[int, bytes | None]]:
     """Places and contents of the lines that begin in a part; None for one that is too long."""
-    with files.open_file(part.place) as file:
+    with files.open_file(part.place, *block) as file:
         place = part.start
         if place:
             # What is left of a line that begins in the part before is that part's.
@@ -94,26 +123,44 @@ def _skip(file: Any) -> int:
             return passed
 
 
-def _image(value: Any, name: str) -> bytes | str:
-    """The bytes of an image file beside the JSON lines; or what is wrong with its path."""
+def _image_url(value: Any, name: str) -> tuple[str, str]:
+    """The URL of an image file beside the JSON lines; or "" and what is wrong with its path."""
     if not isinstance(value, str) or not value or "\0" in value:
-        return f"expected a path, got {value!r}"[:200]
+        return "", f"expected a path, got {value!r}"[:200]
     pure = PurePosixPath(value.replace("\\", "/"))
+    if not pure.parts:
+        return "", "the path is the folder itself"
+    outside = f"the path leads out of the folder: {value}"[:200]
     if pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0]:
-        return f"the path leads out of the folder: {value}"[:200]
+        return "", outside
     folder = name.rpartition("/")[0] or "."
     url = f"{folder}/{pure}"
-    try:
-        if files.is_local(url):
-            path = Path(url.removeprefix("file://"))
-            inside = Path(folder.removeprefix("file://")).resolve()
+    if files.is_local(url):
+        path = Path(url.removeprefix("file://"))
+        inside = Path(folder.removeprefix("file://")).resolve()
+        try:
             if not path.resolve().is_relative_to(inside):
-                return f"the path leads out of the folder: {value}"[:200]
-        with files.open_file(url) as file:
-            return file.read()
+                return "", outside
+        except (OSError, ValueError, RuntimeError) as error:  # no path could be that
+            return "", f"{type(error).__name__}: {value}"[:200]
+    return url, ""
+
+
+def _of_image(value: Any, name: str, ask: Callable[[str], T]) -> T | str:
+    """What is asked about an image file, by its URL; or why there is none."""
+    url, fault = _image_url(value, name)
+    if not url:
+        return fault
+    try:
+        return ask(url)
     except files.Unreadable as error:
         if not error.absent:
             raise
         return f"no such file: {value}"[:200]
-    except (OSError, ValueError, RuntimeError) as error:  # a name that cannot be one
+    except (OSError, ValueError) as error:  # no file could have that name
         return f"{type(error).__name__}: {value}"[:200]
+
+
+def _content(url: str) -> bytes:
+    with files.open_file(url) as file:
+        return file.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
@@ -10,35 +11,48 @@ from lavit_jax.data.sources.base import Broken, FileSource, Part, Raw
 from lavit_jax.data.sources.json_lines import lines
 
 SUFFIXES = (".txt",)
+PART_BYTES = 16 << 20
 
 
 class PlainTextSource(FileSource):
-    """One part for each file."""
+    """Parts are stretches of bytes: a document is in the part where the blank line before it is."""
 
     suffixes = SUFFIXES
 
     def parts(self) -> list[Part]:
-        """The files."""
+        """Stretches of about `PART_BYTES`; the last goes to the file's end."""
         found = []
         for url in files.expand(self._spec, SUFFIXES):
             size, fingerprint = files.size_of(url)
-            found.append(Part(url, size=size, fingerprint=fingerprint))
+            for start in range(0, max(size, 1), PART_BYTES):
+                stop = start + PART_BYTES
+                each = min(PART_BYTES, size - start)
+                found.append(Part(url, start, stop if stop < size else -1, each, fingerprint))
         return found
 
     def read(self, part: Part) -> Iterator[Raw | Broken]:
-        """The documents of a file."""
+        """The documents of a part."""
         stem = PurePosixPath(part.place).stem
         begin, held = 0, list[bytes]()
-        for place, line in lines(part):
-            if line is None:
-                yield Broken("too large", f"{part.place}:byte {place}", "line of over 64 MB")
-            elif line.strip():
-                begin = begin if held else place
-                held.append(line)
+        may_begin = part.start == 0
+        for place, line in lines(dataclasses.replace(part, stop=-1)):
+            ours = part.stop < 0 or place < part.stop
+            if line is not None and line.strip():
+                if held:
+                    held.append(line)
+                elif may_begin:
+                    begin, held = place, [line]
+                elif not ours:
+                    return
                 continue
             if held:
                 yield _document(stem, part.place, begin, held)
-            held = []
+                held = []
+            if not ours:
+                return
+            if line is None:
+                yield Broken("too large", f"{part.place}:byte {place}", "line of over 64 MB")
+            may_begin = True
         if held:
             yield _document(stem, part.place, begin, held)
 

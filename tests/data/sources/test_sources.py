@@ -7,14 +7,27 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
+from pathlib import Path
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lavit_jax.data.sources import Broken, Options, Part, Raw, files, json_lines, open_source
+from lavit_jax.data.sources import (
+    Broken,
+    Options,
+    Part,
+    Raw,
+    files,
+    json_lines,
+    open_source,
+    plain_text,
+)
 from lavit_jax.data.sources.tar import TarSource, read_tar
 from lavit_jax.errors import UserError
 from shards import caption, jpeg, keys, pair, tars, write_tar
@@ -224,6 +237,66 @@ def test_an_endless_line_is_skipped(tmp_path, monkeypatch):
         "too large",
         "good",
     ]
+
+
+def image_folder(folder, rows, size):
+    """JSON lines that name one large image after the other."""
+    folder.mkdir()
+    for n in range(3):
+        (folder / f"{n}.jpg").write_bytes(jpeg(n).ljust(size, b"\0"))
+    lines = [json.dumps({"image": f"{n % 3}.jpg", "caption": f"c{n}"}) for n in range(rows)]
+    (folder / "x.jsonl").write_text("\n".join(lines))
+    return folder / "x.jsonl"
+
+
+def test_json_lines_are_cut_by_the_bytes_of_their_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_lines, "PART_BYTES", 100_000)
+    path = image_folder(tmp_path / "a", 200, size=10_000)
+    parts = open_source(str(path)).parts()
+    assert len(parts) in range(18, 24)
+    assert sum(part.size for part in parts) == pytest.approx(200 * 10_000, rel=0.1)
+    assert open_source(str(path)).parts() == parts
+    assert [raw.captions[0] for raw in everything(path)] == [f"c{n}" for n in range(200)]
+    # Images that are not there take nothing.
+    (lines,) = open_source(str(json_folder(tmp_path / "b", [{"image": "no.jpg"}] * 50))).parts()
+    assert lines.size == lines.stop
+
+
+def test_a_plan_is_not_made_of_images_that_a_disk_does_not_give(tmp_path, monkeypatch):
+    path = image_folder(tmp_path / "a", 10, size=1000)
+    stat = os.stat
+
+    def failing_stat(place, **options):
+        if str(place).endswith("1.jpg"):
+            raise ERRORS[0]
+        return stat(place, **options)
+
+    monkeypatch.setattr(files.os, "stat", failing_stat)
+    with pytest.raises(UserError, match=r"cannot read .*/1.jpg: Input/output error"):
+        open_source(str(path)).parts()
+
+
+TEXTS = st.text(st.sampled_from("ab\n \r"), max_size=60) | st.lists(
+    st.sampled_from(["a", "bc", "\n", "\n\n", " \n", "x" * 40]), max_size=40
+).map("".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS, st.integers(1, 40), st.sampled_from([8, 1000]))
+def test_every_document_is_in_exactly_one_part(text, size, longest):
+    """The same as of one part, also where lines are too long to be read."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        pytest.MonkeyPatch.context() as patched,
+    ):
+        patched.setattr(json_lines, "MAX_LINE", longest)
+        path = Path(folder) / "x.txt"
+        path.write_bytes(text.encode())
+        (whole,) = open_source(str(path)).parts()
+        expected = list(open_source(str(path)).read(whole))
+        patched.setattr(plain_text, "PART_BYTES", size)
+        assert len(open_source(str(path)).parts()) == max(1, -(-len(text) // size))
+        assert everything(path) == expected
 
 
 def test_plain_text_documents_end_at_blank_lines(tmp_path):
@@ -508,12 +581,12 @@ def test_a_shard_that_vanished_is_no_damage(tmp_path, kind):
 
 
 def test_an_image_that_a_disk_does_not_give_is_not_a_missing_one(tmp_path, failing):
-    places = ["0.jpg", "gone.jpg", "0.jpg/x.jpg", "x" * 300 + ".jpg", "folder", "self.jpg"]
+    places = ["0.jpg", ".", "gone.jpg", "0.jpg/x.jpg", "x" * 300 + ".jpg", "folder", "self.jpg"]
     (tmp_path / "folder").mkdir()
     (tmp_path / "self.jpg").symlink_to("self.jpg")
     path = json_folder(tmp_path, [{"image": place, "caption": "c"} for place in places])
     reasons = [getattr(item, "reason", "good") for item in everything(path)]
-    assert reasons == ["good", *["no image"] * 5]
+    assert reasons == ["good", *["no image"] * 6]
     for error in ERRORS:
         told = f"^cannot read {tmp_path}/0.jpg: "
         with failing(0.5, error, ".jpg"), pytest.raises(UserError, match=told):
