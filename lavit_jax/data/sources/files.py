@@ -19,7 +19,10 @@ from lavit_jax.errors import UserError
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _BLOCK = 8 << 20  # read ahead, in bytes
-_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+_ABSENT = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    *(errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ),  # no file can have such a name
+)
 # What a file that is damaged leads its reader to ask for, and nobody could give.
 _IMPOSSIBLE = (ValueError, OverflowError, MemoryError)
 
@@ -52,7 +55,8 @@ def reading(url: str) -> Iterator[None]:
 def _unreadable(url: str, error: Exception) -> Unreadable:
     told = Unreadable(f"cannot read {url}: {reason(error)}")
     number = error.errno if isinstance(error, OSError) else None
-    told.absent = isinstance(error, FileNotFoundError | IsADirectoryError) or number in _ABSENT
+    absent = FileNotFoundError | IsADirectoryError | UnicodeError
+    told.absent = isinstance(error, absent) or number in _ABSENT
     return told
 
 

@@ -581,16 +581,46 @@ def test_a_shard_that_vanished_is_no_damage(tmp_path, kind):
 
 
 def test_an_image_that_a_disk_does_not_give_is_not_a_missing_one(tmp_path, failing):
-    places = ["0.jpg", ".", "gone.jpg", "0.jpg/x.jpg", "x" * 300 + ".jpg", "folder", "self.jpg"]
+    places = [
+        "0.jpg",
+        ".",
+        "\ud800.jpg",
+        "gone.jpg",
+        "0.jpg/x.jpg",
+        "x" * 300 + ".jpg",
+        "folder",
+        "self.jpg",
+    ]
     (tmp_path / "folder").mkdir()
     (tmp_path / "self.jpg").symlink_to("self.jpg")
     path = json_folder(tmp_path, [{"image": place, "caption": "c"} for place in places])
     reasons = [getattr(item, "reason", "good") for item in everything(path)]
-    assert reasons == ["good", *["no image"] * 6]
+    assert reasons == ["good", *["no image"] * 7]
     for error in ERRORS:
         told = f"^cannot read {tmp_path}/0.jpg: "
         with failing(0.5, error, ".jpg"), pytest.raises(UserError, match=told):
             everything(path)
+
+
+def test_an_image_that_is_not_in_the_bucket_is_a_missing_one(tmp_path):
+    memory = fsspec.filesystem("memory")
+    places = ["0.jpg", "\ud800.jpg", "gone.jpg"]
+    json_folder(tmp_path, [{"image": place, "caption": "c"} for place in places])
+    memory.put(f"{tmp_path}/", "/images/", recursive=True)
+    found = everything("memory://images/metadata.jsonl")
+    assert [getattr(item, "reason", "good") for item in found] == ["good", *["no image"] * 2]
+
+
+@pytest.mark.parametrize("number", [errno.EILSEQ, errno.EINVAL])
+def test_a_name_that_no_file_can_have_is_a_missing_image(tmp_path, monkeypatch, number):
+    def refusing(path, mode):
+        if str(path).endswith(".jpg"):
+            raise OSError(number, os.strerror(number))
+        return open(path, mode)
+
+    path = json_folder(tmp_path, [{"image": "0.jpg", "caption": "c"}])
+    monkeypatch.setattr(files, "open", refusing, raising=False)
+    assert [item.reason for item in everything(path)] == ["no image"]
 
 
 def test_an_array_record_that_a_disk_does_not_give_is_no_damage(tmp_path):
