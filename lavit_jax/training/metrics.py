@@ -25,6 +25,7 @@ from rich.progress import (
 )
 
 from lavit_jax import disk
+from lavit_jax.parallel import peers
 
 # Shown on the console line, in this order, where a phase has them.
 SHOWN = (
@@ -119,9 +120,14 @@ class MetricWriter:
             self._board.close()
 
     def go_back(self, step: int) -> None:
-        """Drops the records after a step."""
-        self._close()
-        self._open(step)
+        """Drops the records after a step; every process does."""
+        if self._writes:
+            self._close()
+            self._open(step)
+        # In a bucket the others have a copy of the file that is as old as the launch.
+        first = peers.of_first(lambda: list(self.recent))
+        self.recent.clear()
+        self.recent.extend(first)
 
     def __enter__(self) -> MetricWriter:
         self._progress.start()

@@ -88,6 +88,29 @@ def test_going_back_drops_what_came_after(tmp_path):
     assert [r["loss"] for r in read_metrics(tmp_path / "metrics.jsonl")] == [1.0, 1.0, 2.0]
 
 
+def test_after_going_back_every_process_remembers_what_the_first_does(tmp_path, monkeypatch):
+    # In a bucket each has a folder of its own, with the records of before the launch.
+    writers = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        first = name == "first"
+        writers.append(MetricWriter(tmp_path / name, 0, total=10, every=1, writes=first))
+    for step, writer in itertools.product((1, 2, 3, 4), writers):
+        writer.write(step, "encoder", {"loss": 1.0 / step}, rate=1.0, left=1.0)
+    told = []
+
+    def of_first(work):
+        if not told:
+            told.append(json.dumps(work()))
+        return json.loads(told[0])
+
+    monkeypatch.setattr("lavit_jax.parallel.peers.of_first", of_first)
+    for writer in writers:
+        writer.go_back(2)
+    recent = [[(each["step"], each["loss"]) for each in writer.recent] for writer in writers]
+    assert recent == [[(1, 1.0), (2, 0.5)]] * 2
+
+
 def test_resuming_tells_how_many_steps_have_to_be_done_again(tmp_path):
     _write(tmp_path, 0, [1, 2, 3, 4])
     with MetricWriter(tmp_path, 1, total=10, every=2) as writer:
