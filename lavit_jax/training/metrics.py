@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -12,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import tensorboardX
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -25,7 +25,9 @@ from rich.progress import (
 )
 
 from lavit_jax import disk
+from lavit_jax.errors import UserError
 from lavit_jax.parallel import peers
+from lavit_jax.training.board import Board
 
 # Shown on the console line, in this order, where a phase has them.
 SHOWN = (
@@ -77,7 +79,7 @@ class MetricWriter:
           every: steps between lines on the console and in TensorBoard.
           writes: whether this is the process that writes; the others only remember.
         """
-        self._workdir, self._path = workdir, workdir / "metrics.jsonl"
+        self._path, self._events = workdir / "metrics.jsonl", workdir / "tensorboard"
         self._total, self._every, self._writes = total, every, writes
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
         self.dropped = 0
@@ -110,13 +112,15 @@ class MetricWriter:
             return
         disk.write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self._path.open("a", buffering=1)
-        self._board = tensorboardX.SummaryWriter(
-            str(self._workdir / "tensorboard"), purge_step=start + 1, write_to_disk=True
-        )
+        with disk.writing(self._events):
+            self._board = Board(self._events, start + 1)
 
     def _close(self) -> None:
-        if self._writes:
+        if not self._writes:
+            return
+        with disk.writing(self._path):
             self._file.close()
+        with disk.writing(self._events):
             self._board.close()
 
     def go_back(self, step: int) -> None:
@@ -140,7 +144,9 @@ class MetricWriter:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
-        self._close()
+        # What could not be written has been told by then.
+        with contextlib.nullcontext() if error is None else contextlib.suppress(UserError):
+            self._close()
 
     def write(
         self, step: int, phase: str, metrics: Mapping[str, float], rate: float, left: float
@@ -170,8 +176,8 @@ class MetricWriter:
             shown=shown,
         )
         if step % self._every == 0 or step == self._total:
-            for name, value in metrics.items():
-                self._board.add_scalar(f"{phase}/{name}", value, step)
+            with disk.writing(self._events):
+                self._board.add(step, {f"{phase}/{name}": value for name, value in metrics.items()})
             if not self._live:
                 pace = f"{rate:.2f} step/s  {_clock(left)} left"
                 print(f"{phase} {step}/{self._total}  {pace}  {shown}", file=sys.stderr, flush=True)
@@ -182,6 +188,7 @@ class MetricWriter:
             return
         with disk.writing(self._path):
             os.fsync(self._file.fileno())
+        with disk.writing(self._events):
             self._board.flush()
 
     def say(self, message: str) -> None:

@@ -2,6 +2,8 @@ import itertools
 import json
 import math
 import struct
+import threading
+from pathlib import Path
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
@@ -136,3 +138,21 @@ def test_a_full_disk_at_the_start_names_the_file_and_loses_nothing(tmp_path):
         MetricWriter(tmp_path, 2, total=10, every=2)
     assert read_metrics(tmp_path / "metrics.jsonl") == before
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "tensorboard"}
+
+
+def test_a_disk_that_is_full_in_the_middle_ends_it_with_one_line_and_never_hangs(
+    tmp_path, monkeypatch
+):
+    full = Path("/dev/full")
+    monkeypatch.setattr("tensorboardX.record_writer.open_file", lambda path: full.open("wb"))
+    said = []
+
+    def write():
+        with pytest.raises(UserError) as error:
+            _write(tmp_path, 0, range(1, 2001))
+        said.append(str(error.value))
+
+    writing = threading.Thread(target=write, daemon=True)
+    writing.start()
+    writing.join(60)
+    assert said == [f"cannot write {tmp_path / 'tensorboard'}: No space left on device"]
