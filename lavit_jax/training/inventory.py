@@ -6,10 +6,11 @@ small JSON, and where there are checksums to verify what they are of.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,8 @@ def remove(entries: Sequence[Entry]) -> None:
     """Takes checkpoints away; one half removed is never taken for complete."""
     for each in reversed(entries):  # what was half removed before what has its number now
         if not isinstance(each.path, Path):
-            remove_from_bucket(each.path)
+            with contextlib.suppress(FileNotFoundError):  # as below
+                remove_from_bucket(each.path)
             continue
         aside = each.path.with_suffix(PRUNED)
         try:
@@ -156,16 +158,17 @@ def _order(path: Any) -> tuple[int, str]:
 def _entry(path: Any, phases: Sequence[Phase], verify: bool) -> Entry | None:
     """What a folder is; None where a run removes it meanwhile."""
     try:
-        return _looked_at(path, phases, verify)
+        found = _looked_at(path, phases, verify)
     except FileNotFoundError:
         if path.exists():
             raise
         return None
+    return None if found.checksums == checksums.DAMAGED and not path.exists() else found
 
 
 def _looked_at(path: Any, phases: Sequence[Phase], verify: bool) -> Entry:
     step = _step(path) or 0
-    files = [_facts(each) for each in storage.files(path)]
+    files = list(_facts(path))
     removed = path.parent.name == REMOVED
     complete = not removed and finished(path) and all((path / part).is_dir() for part in PARTS)
     known = bool(phases) and step <= phases[-1].end
@@ -181,12 +184,15 @@ def _looked_at(path: Any, phases: Sequence[Phase], verify: bool) -> Entry:
     )
 
 
-def _facts(file: Any) -> tuple[int, float]:
-    """A file's size, and when it was written; 0 where a store does not say."""
-    found = file.stat()
-    if isinstance(file, Path):
-        return found.st_size, found.st_mtime
-    return found.length, found.mtime
+def _facts(folder: Any) -> Iterator[tuple[int, float]]:
+    """Each file's size, and when it was written; 0 where a store does not say."""
+    for file in storage.files(folder):
+        with contextlib.suppress(FileNotFoundError):  # a run has removed or renamed it
+            found = file.stat()
+            if isinstance(file, Path):
+                yield found.st_size, found.st_mtime
+            else:
+                yield found.length, found.mtime
 
 
 def _means(path: Any) -> dict[str, float]:

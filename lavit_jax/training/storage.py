@@ -141,12 +141,13 @@ def reaching(place: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def files(folder: Any) -> Iterator[Any]:
-    """All files below a directory, here or in a bucket, in no order."""
+    """All files below a directory, here or in a bucket, in no order; some may go meanwhile."""
     for path in folder.iterdir():
         if path == folder:  # some stores list what stands for a folder in it
             continue
         if path.is_dir():
-            yield from files(path)
+            with contextlib.suppress(FileNotFoundError):  # it went
+                yield from files(path)
         else:
             yield path
 

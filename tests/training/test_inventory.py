@@ -156,6 +156,43 @@ def test_a_run_that_removes_checkpoints_meanwhile_is_no_error(workdir, monkeypat
     assert inventory.take(workdir).entries == ()
 
 
+def test_one_that_a_run_moves_away_while_it_is_verified_is_not_damaged(workdir, monkeypatch):
+    checkpoints = workdir / "checkpoints"
+    (checkpoints / REMOVED).mkdir()
+    read = checksums.disk.sha256
+
+    def moved_after(path):
+        found = read(path)
+        if path.is_relative_to(checkpoints / "10"):
+            (checkpoints / "10").rename(checkpoints / REMOVED / "10")
+        return found
+
+    monkeypatch.setattr(checksums.disk, "sha256", moved_after)
+    found = inventory.take(workdir, verify=True)
+    assert complete(found) == [20, 30, 40, 50, 60]
+    assert not found.damaged
+
+
+@pytest.mark.parametrize("name", [f"{REMOVED}/10", "10.pruned", "70.orbax-checkpoint-tmp"])
+@pytest.mark.parametrize("gone", ["state/data", "state"])
+def test_files_that_go_while_they_are_listed_are_left_out(workdir, monkeypatch, name, gone):
+    folder = workdir / "checkpoints" / name
+    folder.parent.mkdir(exist_ok=True)
+    (workdir / "checkpoints" / "10").rename(folder)
+    iterdir = type(workdir).iterdir
+
+    def gone_after(path):
+        found = list(iterdir(path))
+        if folder / gone in found:
+            shutil.rmtree(folder / "state")
+        return iter(found)
+
+    monkeypatch.setattr(type(workdir), "iterdir", gone_after)
+    entry = next(each for each in listed(workdir) if each.path == folder)
+    assert not entry.complete
+    assert 0 < entry.bytes < 1000
+
+
 @pytest.fixture
 def bucket(workdir, monkeypatch):
     """The work directory in a bucket, with the marks of orbax, and a save under way."""
@@ -186,3 +223,10 @@ def test_a_checkpoint_half_removed_from_a_bucket_is_none_and_removed_by_the_next
     inventory.remove(inventory.superfluous(found, found.policy))
     names = {path.split("/")[5] for path in bucket.find(f"{URL}/checkpoints")}
     assert names == {"50", "60", "70"}
+
+
+def test_a_run_that_removes_checkpoints_from_a_bucket_meanwhile_is_no_error(bucket):
+    found = inventory.take(epath.Path(URL))
+    bucket.rm(f"{URL}/checkpoints/20", recursive=True)
+    inventory.remove(inventory.superfluous(found, Policy(1)))
+    assert complete(inventory.take(epath.Path(URL))) == [60]
