@@ -120,14 +120,14 @@ class Interruption:
 
     @contextlib.contextmanager
     def nothing_to_lose(self, last: Callable[[], None]) -> Iterator[None]:
-        """Within, SIGTERM ends what takes over `GRACE_SECONDS` more, as a kill would but for the 0.
+        """Within, SIGTERM ends what takes over `GRACE_SECONDS` more, as a kill but for the status.
 
         No handler of Python's runs while a program compiles, and that may take longer than there
         is time. Of several processes all end, whichever got the signal: they enter one by one and
         come to the end together.
 
         Args:
-          last: is done before, on a thread of its own; where it raises, nothing is ended.
+          last: is done before, once, on a thread of its own; where it raises, the status is 2.
         """
         if not self._before:
             yield
@@ -140,11 +140,10 @@ class Interruption:
 
         def watch() -> None:
             while self._terminated(numbers) and not over.wait(GRACE_SECONDS):
-                with one, contextlib.suppress(Exception):
+                with one, contextlib.suppress(Exception):  # that of a coordinator that is lost
                     if over.is_set() or (others is not None and not others.leaves(number, True)):
                         return
-                    last()
-                    _end(others)
+                    _end(last, others)
 
         watching = threading.Thread(target=watch, name="sigterm", daemon=True)
         watching.start()
@@ -218,11 +217,16 @@ class Interruption:
                 raise _LeftOff
 
 
-def _end(others: Others | None) -> None:
-    """Ends this process, all of them where there are several."""
+def _end(last: Callable[[], None], others: Others | None) -> None:
+    """Does what is left to do and ends this process, all of them where there are several."""
+    status, said = 0, "all is saved"
     try:
+        try:
+            last()
+        except Exception as error:  # which may not be raised a second time
+            status, said = 2, f"not all is saved: {str(error).strip() or type(error).__name__}"
+        os.write(2, f"\nSIGTERM: stopped; {said}\n".encode())
         if others is not None:
             others.leave()
-        os.write(2, b"\nSIGTERM: stopped; all is saved\n")
     finally:
-        os._exit(0)
+        os._exit(status)

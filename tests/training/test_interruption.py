@@ -197,14 +197,29 @@ def terminated(stopping, last):
         time.sleep(0.4)
 
 
-def test_what_goes_on_for_longer_is_left_unless_the_last_fails(leaves):
-    def fails():
-        raise OSError("no room for a save under way")
-
-    terminated(Interruption(), fails)
-    assert not leaves
+def test_what_goes_on_for_longer_is_left(leaves, capfd):
     terminated(Interruption(), lambda: None)
     assert leaves == [0]
+    assert "SIGTERM: stopped; all is saved\n" in capfd.readouterr().err
+
+
+# What stands for a process's end does not end it: only the first end counts.
+@pytest.mark.parametrize("others", [None, Others(terminated=True)])
+def test_a_save_that_fails_is_told_and_never_taken_for_done_by_a_second_look(leaves, capfd, others):
+    failures = [OSError("no room for a save under way")]  # orbax tells of a failed save once
+
+    def last():
+        if failures:
+            raise failures.pop()
+
+    with Interruption(others=others) as stopping, stopping.nothing_to_lose(last):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+    assert leaves[0] == 2
+    said = [line for line in capfd.readouterr().err.splitlines() if "stopped;" in line]
+    assert said[0] == "SIGTERM: stopped; not all is saved: no room for a save under way"
 
 
 def test_one_of_several_processes_tells_the_others_and_leaves_with_them(leaves):
