@@ -119,10 +119,13 @@ class Checkpoints:
         return found
 
     def go_back(self, step: int, abstract: saved.Abstract) -> saved.Saved:
-        """Restores an older checkpoint and takes away those after it."""
+        """Restores an older checkpoint and takes away those after it, the newest first.
+
+        So a run that is killed meanwhile never goes on from the last of them.
+        """
         self.wait()
         found = saved.restore(self._manager, step, abstract)
-        later = [each for each in self.steps() if each > step]
+        later = [each for each in reversed(self.steps()) if each > step]
         if isinstance(self.directory, Path):
             for each in later:
                 self._manager.delete(each)

@@ -12,7 +12,7 @@ import pytest
 from etils import epath
 
 from lavit_jax.errors import UserError
-from lavit_jax.training import checksums
+from lavit_jax.training import checksums, saved
 from lavit_jax.training.checkpoints import Checkpoints
 from lavit_jax.training.retention import Policy
 from lavit_jax.training.saved import MARK, REMOVED, any_saved, read_latest, read_step
@@ -307,6 +307,31 @@ def test_in_a_bucket_the_mark_goes_first_and_what_stays_is_complete(bucket):
     assert gone[3:] == [("5", False)]
     assert checkpoints.steps() == [4]
     checkpoints.close()
+
+
+class Killed(BaseException):
+    """What a kill does to a test."""
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_run_killed_while_it_goes_back_never_goes_on_from_the_newest(bucket, monkeypatch, here):
+    place = Path(bucket[0]) if here else bucket[0]
+    checkpoints = Checkpoints(place, Policy(newest=4))
+    for step in range(1, 5):
+        put(checkpoints, step)
+    owner, name = (ocp.CheckpointManager, "delete") if here else (saved, "remove_from_bucket")
+    remove, removed = getattr(owner, name), []
+
+    def killed_at_second(*args):
+        if removed:
+            raise Killed
+        removed.append(args[-1])
+        remove(*args)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(owner, name, killed_at_second)
+        checkpoints.go_back(1, _abstract)
+    assert saved.saved_steps(place) == [1, 2, 3]
 
 
 def test_a_save_that_fails_takes_nothing_from_a_bucket(bucket, monkeypatch):
