@@ -190,9 +190,11 @@ def main() -> int:
             workdir, log = folder / str(rounds), folder / f"{rounds}.log"
             shutil.copytree(whole / "data", workdir / "data")
             for when, seconds in moments(args.kills - kills, args.seed + rounds):
-                status, _ = Training(workdir, log, OVERRIDES).kill(when, seconds)
-                if status != -signal.SIGKILL:
+                status, output = Training(workdir, log, OVERRIDES).kill(when, seconds)
+                if status == 0:
                     break
+                if status != -signal.SIGKILL:
+                    raise SystemExit(f"a launch ended with status {status}:\n{output}")
                 kills += 1
                 saving += any((workdir / "checkpoints").glob("*tmp*"))
                 print(f"{kills} kills, the last {seconds:.3f} s after a {when}", file=sys.stderr)
