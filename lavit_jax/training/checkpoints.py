@@ -194,7 +194,7 @@ class Checkpoints:
                     saved.tell(f"warning: step {step} is not removed: {saved.reason(error)}")
 
         peers.of_first(remove)
-        self._manager.reload()
+        self._guarded(self._manager.reload)
 
     def _delete_removed(self) -> None:
         if not isinstance(self.directory, Path) or jax.process_index() != 0:
@@ -215,7 +215,9 @@ class Checkpoints:
             self._settled.set()
             self._discard_unfinished()
             self._check_directory()
-            whole = saved.saved_steps(self.directory)[-1:]
+            whole: list[int] = []
+            with contextlib.suppress(Exception):  # of a store that cannot be reached now
+                whole = saved.saved_steps(self.directory)[-1:]
             left = f"; step {whole[0]} is the newest that is whole" if whole else ""
             raise UserError(f"cannot save to {self.directory}: {_cause(error)}{left}") from error
 

@@ -53,7 +53,8 @@ class Storage:
       name: what the user calls it.
       local: everything but checkpoints.
       checkpoints: directory of the checkpoints, a local or an epath one.
-      publish: makes what is in `local` last; called before every checkpoint and at the end.
+      publish: makes what is in `local` last; called before every checkpoint and at the end. Raises
+        a `UserError` where a bucket cannot be reached.
     """
 
     name: str
@@ -87,7 +88,12 @@ def in_bucket(url: str, *, reading: bool = False) -> Storage:
     sent = {path: _stamp(local / path) for path in _files(local)}
     # Checkpoints are made of parts by every process, the rest by the first.
     writes = jax.process_index() == 0 and not reading
-    publish = (lambda: _upload(local, remote, sent)) if writes else lambda: None
+
+    def publish() -> None:
+        if writes:
+            with reaching(url):
+                _upload(local, remote, sent)
+
     return Storage(url, local, remote / "checkpoints", publish)
 
 

@@ -345,6 +345,10 @@ def test_a_save_that_fails_takes_nothing_from_a_bucket(bucket, monkeypatch):
     monkeypatch.setattr(ocp.CheckpointManager, "save", fails)
     with pytest.raises(UserError, match="the store is away; step 1 is the newest that is whole"):
         checkpoints.save(2, _state(2.0), {"step": 2})
+    with monkeypatch.context() as patched:
+        patched.setattr(type(place), "iterdir", fails)
+        with pytest.raises(UserError, match="the store is away$"):
+            checkpoints.save(2, _state(2.0), {"step": 2})
     checkpoints.close()
     assert not gone
 

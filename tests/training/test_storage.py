@@ -73,6 +73,20 @@ def test_what_was_removed_is_removed_there(bucket):
     assert not (bucket / "text.model").exists()
 
 
+def test_what_a_client_raises_while_files_are_sent_is_one_line(bucket, monkeypatch):
+    class HttpError(Exception):
+        """As gcsfs and google.auth have theirs: of no class that Python knows."""
+
+    def fails(*_):
+        raise HttpError("Anonymous caller does not have storage.objects.create\nand more")
+
+    place = opened(bucket)
+    (place.local / "metrics.jsonl").write_text("")
+    monkeypatch.setattr(type(epath.Path(bucket)), "write_bytes", fails)
+    with pytest.raises(UserError, match=f"^cannot reach {URL}: Anonymous caller .*create$"):
+        place.publish()
+
+
 def test_a_bucket_with_checkpoints_of_another_config_is_refused(bucket):
     place = opened(bucket)
     run.claim_workdir(mini_config(), place)
