@@ -45,13 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from lavit_jax.cli.main import one_line
     from lavit_jax.parallel.peers import ending_together
     from lavit_jax.parallel.start import start
     from lavit_jax.training.tokenize_dataset import tokenize_dataset
 
     start()
-    with ending_together(one_line):
+    with ending_together():
         index = tokenize_dataset(
             args.source,
             args.destination,

@@ -45,7 +45,6 @@ def run(args: argparse.Namespace) -> None:
     from lavit_jax.config import load_config
 
     config = load_config(args.config, args.overrides)
-    from lavit_jax.cli.main import one_line
     from lavit_jax.parallel.peers import ending_together
     from lavit_jax.parallel.start import start
     from lavit_jax.training.goodput import process_start
@@ -54,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
 
     start()
     with ending_well():
-        with ending_together(one_line):
+        with ending_together():
             train(config, args.workdir, process_start())
         if config.get("start_from") and isinstance(args.workdir, Path):
             from lavit_jax import pixel_report

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
@@ -130,26 +131,27 @@ def all_of(mine: bool) -> bool:
 
 
 @contextlib.contextmanager
-def ending_together(mistake: Callable[[Exception], str]) -> Iterator[None]:
+def ending_together() -> Iterator[None]:
     """Ends this process at once when an error ends its work, or the others are lost.
 
     Otherwise it would wait for the others at its exit, and they for it in the middle of a step.
-    One process alone is left to itself, and so is a mistake that the others end by as well.
-
-    Args:
-      mistake: what to say of an error that is the user's.
+    One process alone is left to itself, and so is a mistake that the others end by as well. The
+    status tells whoever starts the processes whether to try again: 2, a mistake of the user's, does
+    not go away by that; `LOST` and 1, any other error, may.
     """
     try:
         yield
     except (SystemExit, KeyboardInterrupt) as error:
         if jax.process_count() > 1 and not _all_leave():
-            status = 130 if isinstance(error, KeyboardInterrupt) else 0
-            _leave(f"lavit: {_me()} was stopped and leaves the others, who are at work", status)
+            line = f"lavit: {_me()} was stopped and leaves the others, who are at work"
+            _leave(line, _status(error))
         raise
     except Exception as error:
         if jax.process_count() == 1 or isinstance(error, SharedMistake):
             raise
         me = _me()
+        if isinstance(error, UserError):
+            _leave(f"lavit: error: {me}: {error}", 2)
         if isinstance(error, jax.errors.JaxRuntimeError):
             reason = (str(error).strip() or "no reason given").splitlines()[0][:200]
             _leave(
@@ -157,7 +159,17 @@ def ending_together(mistake: Callable[[Exception], str]) -> Iterator[None]:
                 "of them to go on",
                 LOST,
             )
-        _leave(f"lavit: error: {me}: {mistake(error)}", 2)
+        traceback.print_exc()
+        _leave(f"lavit: error: {me} ends by the error above", 1)
+
+
+def _status(error: SystemExit | KeyboardInterrupt) -> int:
+    """The status that a process ends with by it."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error.code, int):
+        return error.code
+    return 0 if error.code is None else 1
 
 
 def _all_leave() -> bool:

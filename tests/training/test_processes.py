@@ -1,6 +1,7 @@
 """Runs of two processes: one that is lost, stopped and started again beside one left alone."""
 
 import contextlib
+import errno
 import shutil
 import signal
 import time
@@ -214,7 +215,7 @@ def test_several_processes_heed_the_wish_before(run, monkeypatch):
 
 
 def test_one_process_alone_keeps_its_errors():
-    with pytest.raises(KeyError), peers.ending_together(str):
+    with pytest.raises(KeyError), peers.ending_together():
         raise KeyError
     assert peers.first_alone(lambda: 5) == 5
 
@@ -261,7 +262,7 @@ def test_the_second_process_ends_by_the_mistake_of_the_first(second_of_two):
     for ask in (lambda: peers.of_first(list), lambda: peers.first_alone(list)):
         with (
             pytest.raises(UserError, match="^another process is preparing ids$"),
-            peers.ending_together(str),  # which leaves at once by any other
+            peers.ending_together(),  # which leaves at once by any other
         ):
             ask()
     held = peers.first_holds(contextlib.nullcontext(pytest.fail))
@@ -279,17 +280,45 @@ def test_a_first_process_that_is_lost_is_not_waited_for(second_of_two, monkeypat
         peers.first_alone(lambda: None)
 
 
-def test_a_stopped_process_waits_only_a_while_for_others_that_are_not(
-    second_of_two, monkeypatch, capfd
-):
+class Left(BaseException):
+    """What stands for the end of a process."""
+
+
+@pytest.fixture
+def leaves(monkeypatch):
     def leave(status):
-        raise OSError(f"left with {status}")
+        raise Left(status)
 
     monkeypatch.setattr(peers.os, "_exit", leave)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "says"),
+    [
+        (UserError("cannot write run: no room"), 2, ": cannot write run: no room\n"),
+        (OSError(errno.EIO, "Input/output error"), 1, "Input/output error\nlavit: error: "),
+        (KeyError("a bug"), 1, "KeyError: 'a bug'\nlavit: error: "),
+        (ValueError("a bug"), 1, "ValueError: a bug\nlavit: error: "),
+        (jax.errors.JaxRuntimeError("UNAVAILABLE"), peers.LOST, "lost another one (UNAVAILABLE)"),
+    ],
+)
+def test_one_of_several_leaves_with_2_by_a_mistake_alone(
+    second_of_two, leaves, capfd, error, status, says
+):
+    second_of_two(seconds=0)
+    with pytest.raises(Left, match=f"^{status}$"), peers.ending_together():
+        raise error
+    said = capfd.readouterr().err
+    assert says in said
+    assert "process 1 of 2" in said.splitlines()[-1]
+
+
+def test_a_stopped_process_waits_only_a_while_for_others_that_are_not(second_of_two, leaves, capfd):
     second_of_two(seconds=1)
-    with pytest.raises(SystemExit), peers.ending_together(str):
+    with pytest.raises(SystemExit), peers.ending_together():
         raise SystemExit(0)
     second_of_two(seconds=100)
-    with pytest.raises(OSError, match="left with 0"), peers.ending_together(str):
-        raise SystemExit(0)
+    for ended, status in ((SystemExit(0), 0), (SystemExit(3), 3), (KeyboardInterrupt(), 130)):
+        with pytest.raises(Left, match=f"^{status}$"), peers.ending_together():
+            raise ended
     assert "process 1 of 2 was stopped and leaves the others" in capfd.readouterr().err
