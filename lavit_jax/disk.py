@@ -22,6 +22,9 @@ from lavit_jax.errors import UserError
 NOT_TAKEN = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
+# Of several machines. One that is lost keeps its locks there, for minutes or for good.
+SHARED = ("9p", "afs", "beegfs", "ceph", "cifs", "gpfs", "lustre", "nfs", "nfs4", "smb3")
+
 REMOVE_SECONDS = 10.0  # how long writers of what failed may go on
 REMOVE_LOOKS = 4  # in a row that find nothing of it
 POLL_SECONDS = 0.05
@@ -91,6 +94,43 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file in one move."""
     with replacing(path) as aside:
         aside.write_bytes(data)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a lock that ends with this process, however that ends, and that no child inherits.
+
+    There is none where the file system is one of several machines, or has no locks.
+
+    Raises:
+      BlockingIOError: another process holds it.
+      OSError: the file cannot be made.
+    """
+    import fcntl  # which Windows has not
+
+    with path.open("w") as file:
+        if _file_system(path) not in SHARED:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise
+            except OSError:
+                pass
+        yield
+
+
+def _file_system(path: Path) -> str:
+    """The kind that a path lies on; "" where the system does not say."""
+    device = path.stat().st_dev
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    for mount in mounts:
+        before, _, after = mount.partition(" - ")
+        if before.split()[2] == f"{os.major(device)}:{os.minor(device)}":
+            return after.split()[0]
+    return ""
 
 
 def sha256(path: Path) -> str:

@@ -24,8 +24,9 @@ from lavit_jax.report import galleries
 from lavit_jax.report.data import Gallery, ReportData, twemoji_bars
 from lavit_jax.report.html import write_report
 from lavit_jax.training import goodput, launches, storage
+from lavit_jax.training.checks import check_config
 from lavit_jax.training.metrics import read_metrics
-from lavit_jax.training.run import claim_workdir, train
+from lavit_jax.training.run import claim_workdir, held, train
 
 SHOWN = 48  # cards of a gallery at most
 
@@ -52,7 +53,10 @@ def run(workdir: Path, spec: str, overrides: Sequence[str] = ()) -> Path:
         )
     if storage.is_bucket(workdir):
         raise UserError(f"--workdir {workdir}: the quickstart needs a directory of this machine")
-    claim_workdir(config, storage.on_disk(workdir))
+    check_config(config)  # before anything is written
+    place = storage.on_disk(workdir)
+    with held(place):
+        claim_workdir(config, place)
     report = workdir / "report" / "index.html"
     if report.is_file():
         console.say(f"finished before; delete {workdir} to start anew")

@@ -1,7 +1,11 @@
 """A disk that takes nothing more: one clear line, and everything as it was."""
 
+import errno
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +61,50 @@ def test_what_threads_still_write_to_is_removed(tmp_path):
     disk.remove_unfinished(lambda: tmp_path.glob("half"))
     thread.join()
     assert not list(tmp_path.iterdir())
+
+
+HOLDS = """
+import subprocess, sys, time
+from pathlib import Path
+from lavit_jax import disk
+
+with disk.locked(Path(sys.argv[1])):
+    child = subprocess.Popen([sys.executable, "-c", "input()"], close_fds=False)
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.subprocess
+def test_a_lock_ends_with_its_process_whatever_its_children_do(tmp_path):
+    lock = tmp_path / "lock"
+    command = [sys.executable, "-c", HOLDS, str(lock)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(BlockingIOError), disk.locked(lock):
+            pytest.fail("held twice")
+        process.kill()
+        process.wait()
+        with disk.locked(lock):  # while the child waits for a line
+            pass
+
+
+def test_where_a_file_system_has_no_locks_or_is_shared_there_is_none(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fcntl.flock", fails)
+        with disk.locked(tmp_path / "lock"), disk.locked(tmp_path / "lock"):
+            pass
+    monkeypatch.setattr(disk, "_file_system", lambda path: "nfs4")
+    with disk.locked(tmp_path / "lock"), disk.locked(tmp_path / "lock"):
+        pass
+
+
+@pytest.mark.skipif(not Path("/proc/self/mountinfo").exists(), reason="the system does not say")
+def test_the_kind_of_a_file_system_is_known():
+    assert disk._file_system(Path("/proc/self")) == "proc"

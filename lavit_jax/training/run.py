@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -23,7 +25,7 @@ from lavit_jax.models import lavit
 from lavit_jax.models.config import lavit_config
 from lavit_jax.models.lavit import Modules
 from lavit_jax.parallel.mesh import batch_parts, make_mesh
-from lavit_jax.parallel.peers import first_alone
+from lavit_jax.parallel.peers import first_alone, first_holds
 from lavit_jax.training import starting, state, storage
 from lavit_jax.training.checks import check_config
 from lavit_jax.training.optimizer import make_optimizer
@@ -31,6 +33,7 @@ from lavit_jax.training.saved import any_saved
 from lavit_jax.training.schedule import Phase, phase_at
 from lavit_jax.training.storage import Storage
 
+LOCK = ".lock"
 # What is kept of a work directory's data and depends on the config; `data/` knows by itself.
 MADE_BY_CONFIG = ("text.model", "visual_ids.npz")
 # Groups and fields of the config that change nothing of what is learned, the mesh but for rounding:
@@ -72,6 +75,40 @@ class Run:
         return self.phases[-1].end
 
 
+@contextlib.contextmanager
+def held(place: Storage) -> Iterator[None]:
+    """Keeps other launches out of a work directory on a disk, up to the end of this one.
+
+    Not out of a bucket: nothing there ends with its process, and a launch that goes on must not
+    wait for one that was killed.
+
+    Raises:
+      UserError: another launch is at work there, or it cannot be written.
+    """
+    with contextlib.ExitStack() as lock:
+        if isinstance(place.checkpoints, Path):
+            with _writing(place):
+                place.local.mkdir(parents=True, exist_ok=True)
+                try:
+                    lock.enter_context(disk.locked(place.local / LOCK))
+                except BlockingIOError as error:
+                    raise UserError(
+                        f"another launch is training in {place.name}: let it end, or choose "
+                        "another --workdir"
+                    ) from error
+        yield
+
+
+@contextlib.contextmanager
+def _writing(place: Storage) -> Iterator[None]:
+    """Around what writes to a work directory for the first time."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write to the work directory {place.name}: {reason}") from error
+
+
 def claim_workdir(config: ConfigDict, place: Storage) -> None:
     """Makes the work directory of this config, or checks that it already is.
 
@@ -88,7 +125,7 @@ def claim_workdir(config: ConfigDict, place: Storage) -> None:
     check_config(config)
     workdir = place.local
     stored, text = workdir / "config.json", configs.to_json(config)
-    try:
+    with _writing(place):
         workdir.mkdir(parents=True, exist_ok=True)
         changed = _differences(stored, text)
         if changed == []:
@@ -103,9 +140,6 @@ def claim_workdir(config: ConfigDict, place: Storage) -> None:
             for made in MADE_BY_CONFIG:
                 (workdir / made).unlink(missing_ok=True)
         disk.write_text(stored, text)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write to the work directory {place.name}: {reason}") from error
 
 
 def _differences(stored: Path, text: str) -> list[str] | None:
@@ -146,17 +180,27 @@ def start(config: ConfigDict, place: Storage, started: float | None = None) -> R
       UserError: a config or work directory that cannot work.
     """
     started = time.monotonic() if started is None else started
-    phases = check_config(config)
-    mesh = make_mesh(**config.mesh)
-    for phase in phases:
-        check_batch(phase, mesh)
-    starting.check(config, phases)
+    phases, mesh = check(config)
     first_alone(lambda: claim_workdir(config, place))
     # Every machine for itself and all at once; of processes of one machine the first.
     datasets.bring(config, console.say if jax.process_index() == 0 else lambda _: None)
     data_dir, text = first_alone(lambda: prepare(config, place.local))
     modules = lavit.build_modules(lavit_config(config.model.to_dict(), text.vocab_size))
     return Run(config, place, data_dir, text, modules, mesh, phases, started)
+
+
+def check(config: ConfigDict) -> tuple[tuple[Phase, ...], Mesh]:
+    """The schedule and the mesh of a config that can work; writes nothing.
+
+    Raises:
+      UserError: it cannot.
+    """
+    phases = check_config(config)
+    mesh = make_mesh(**config.mesh)
+    for phase in phases:
+        check_batch(phase, mesh)
+    starting.check(config, phases)
+    return phases, mesh
 
 
 def check_batch(phase: Phase, mesh: Mesh | AbstractMesh) -> None:
@@ -212,14 +256,16 @@ def train(
       started: see `start`.
 
     Raises:
-      UserError: a config or work directory that cannot work.
+      UserError: a config or work directory that cannot work, or another launch at work there.
     """
     from lavit_jax.training.loop import fit
 
     jax.config.update("jax_threefry_partitionable", True)
     place = storage.to_write(workdir)
     keep_compiled(place)
-    try:
-        fit(start(config, place, started))
-    finally:
-        place.publish()
+    check(config)  # before anything is written
+    with first_holds(held(place)):
+        try:
+            fit(start(config, place, started))
+        finally:
+            place.publish()

@@ -53,6 +53,33 @@ def test_what_changes_nothing_of_what_is_learned_may_change_between_launches(tmp
     assert (tmp_path / "text.model").exists()
 
 
+def test_a_second_launch_in_a_directory_is_refused_and_changes_nothing(tmp_path):
+    place = storage.on_disk(tmp_path / "w")
+    for _ in range(2):  # one after the other may
+        with (
+            run.held(place),
+            pytest.raises(UserError, match="^another launch is training in .*w: let it end, or"),
+        ):
+            run.train(mini_config(), tmp_path / "w")
+    assert [path.name for path in (tmp_path / "w").iterdir()] == [run.LOCK]
+
+
+def test_a_config_that_cannot_work_makes_no_directory(tmp_path):
+    with pytest.raises(UserError, match="divide over 8 devices"):
+        run.train(mini_config("--config.phases.unified.batch_size=12"), tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_directory_that_cannot_be_made_is_named_before_training(tmp_path):
+    (tmp_path / "file").touch()
+    place = storage.on_disk(tmp_path / "file" / "w")
+    with (
+        pytest.raises(UserError, match="^cannot write to the work directory .*w: "),
+        run.held(place),
+    ):
+        pytest.fail("went on")
+
+
 def test_before_the_first_checkpoint_another_config_takes_its_place(tmp_path):
     run.claim_workdir(mini_config(), storage.on_disk(tmp_path))
     (tmp_path / "text.model").write_text("of the config before")
