@@ -118,7 +118,7 @@ def test_tiles_paint_the_same_scene(decoders):
 def test_one_program_serves_every_call(decoders):
     decoder = decoders["lowres"]
     decoder.paint(IDS, settings=QUICK)
-    program = pixels._program(painter_of(decoder))
+    program = pixels._program(painter_of(decoder), None)
     compiled = program._cache_size()
     decoder.paint(IDS[::-1], seed=9, settings=QUICK)
     first, second = (
