@@ -27,6 +27,7 @@ from lavit_jax.cli import (
     train,
 )
 from lavit_jax.cli.common import Command
+from lavit_jax.errors import UserError, memory_told
 
 # Modules of one command each, in the order of `lavit --help`; none imports jax before it runs.
 COMMANDS: tuple[Command, ...] = (
@@ -147,7 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         allocator.keep_freed_memory()
     allocator.collect_rarely()
     try:
-        status = args.run(args) or 0
+        with memory_told("commands that use a model split it over several by --mesh tensor=4"):
+            status = args.run(args) or 0
         _complete()
         return status
     except KeyboardInterrupt:
@@ -174,8 +176,6 @@ def _complete() -> None:
 
 def one_line(error: Exception) -> str:
     """What went wrong, for someone who has never seen our code."""
-    from lavit_jax.errors import UserError
-
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     text = " ".join(str(error).split()) or type(error).__name__

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from lavit_jax.data.batches import Batches
-from lavit_jax.errors import UserError
+from lavit_jax.errors import UserError, memory_told
 from lavit_jax.parallel import feed, peers
 from lavit_jax.parallel.mesh import placed
 from lavit_jax.training import goodput, phase_start, replay, samples
@@ -69,7 +69,11 @@ def fit(run: Run) -> TrainState:
                     resumed = found if phase.start < done else None
                     begin = functools.partial(_begin, run, phase, current, resumed, interruption)
                     # Until its first step there is nothing to save that is not saved.
-                    with contextlib.ExitStack() as nothing_to_lose:
+                    too_large = (
+                        f"phase {phase.name!r} does not fit; `lavit plan` with this config and "
+                        "--topology says what would"
+                    )
+                    with memory_told(too_large), contextlib.ExitStack() as nothing_to_lose:
                         nothing_to_lose.enter_context(session.nothing_to_lose())
                         begun = interruption.unless_requested(begin)
                         interruption.stop_if_requested()

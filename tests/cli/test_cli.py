@@ -11,6 +11,7 @@ import types
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -368,11 +369,23 @@ def raising(error: BaseException):
         (PermissionError("nobody may"), "nobody may"),
         (OSError(28, "No space left on device"), "No space left on device"),
         (ValueError("rank 3"), "rank 3 (LAVIT_DEBUG=1 shows where)"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\n#"),
+            "a device has too little memory: commands that use a model split it over several by "
+            "--mesh tensor=4 (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.)",
+        ),
     ],
 )
 def test_errors_of_a_run_are_one_line(error, line, model, monkeypatch, capsys):
     monkeypatch.setattr(model, "complete", raising(error))
     assert line in mistake(capsys, "caption", "cat.png")
+
+
+def test_other_errors_of_devices_are_not_taken_for_want_of_memory(model, monkeypatch):
+    error = jax.errors.JaxRuntimeError("INTERNAL: out of memory, it seems")
+    monkeypatch.setattr(model, "complete", raising(error))
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        main(["caption", "cat.png"])
 
 
 def test_debugging_shows_the_traceback(model, monkeypatch):

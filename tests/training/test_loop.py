@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from benchmarks import kills
 from benchmarks.kills import Training
 from lavit_jax.cli.main import main
-from lavit_jax.training import launches, samples, starting, storage, visual_cache
+from lavit_jax.training import launches, phase_start, samples, starting, storage, visual_cache
 from lavit_jax.training.interruption import Interruption
 from lavit_jax.training.metrics import read_metrics
 from lavit_jax.training.restore import restore
@@ -279,3 +279,15 @@ def _saved(workdir: Path, step: int) -> dict:
 def _same(old, new) -> bool:
     pairs = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
     return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_a_phase_too_large_for_the_devices_is_one_line(tmp_path, monkeypatch, capsys):
+    def fails(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 27.5G of 15.48G hbm.\nmore")
+
+    monkeypatch.setattr(phase_start, "enter", fails)
+    argv = ["train", "--config", "configs/mini.py", "--workdir", str(tmp_path / "w"), *OVERRIDES]
+    assert main(argv) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "too little memory: phase 'encoder' does not fit; `lavit plan` with" in last
+    assert last.endswith("(RESOURCE_EXHAUSTED: Used 27.5G of 15.48G hbm.)")
