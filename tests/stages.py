@@ -25,7 +25,6 @@ PHASES = {
     "unified": "unified",
     "diffusion": "pixels",
 }
-QUICK = ("contrastive", "tokenizer", "unified")  # a U-Net's gradients take long to compile
 
 
 def config(stage: str) -> ConfigDict:

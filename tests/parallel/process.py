@@ -15,7 +15,7 @@ def main(path: str) -> None:
     index, count = jax.process_index(), jax.process_count()
     each = stages.ROWS // count
     found = {"processes": np.array(count), "devices": np.array(jax.device_count())}
-    for stage in stages.QUICK:
+    for stage in stages.PHASES:
         mine = slice(index * each, (index + 1) * each)
         loss, gradients = stages.loss_and_gradients(stage, make_mesh(data=2, fsdp=4), mine)
         found[f"{stage}/loss"] = np.array(loss)

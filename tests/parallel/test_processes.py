@@ -36,7 +36,7 @@ def test_two_processes_of_four_devices_equal_one_of_eight(tmp_path):
     assert [process.returncode for process in running] == [0, 0], "\n".join(said)
     found = np.load(out)
     assert (found["processes"], found["devices"]) == (2, 8)
-    for stage in stages.QUICK:
+    for stage in stages.PHASES:
         loss, gradients = stages.loss_and_gradients(stage, make_mesh(data=2, fsdp=4))
         assert abs(float(found[f"{stage}/loss"]) - loss) < 1e-5
         for number, leaf in enumerate(jax.tree.leaves(gradients)):
