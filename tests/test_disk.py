@@ -69,7 +69,7 @@ from pathlib import Path
 from lavit_jax import disk
 
 with disk.locked(Path(sys.argv[1])):
-    child = subprocess.Popen([sys.executable, "-c", "input()"], close_fds=False)
+    child = subprocess.Popen([sys.executable, "-c", "open(0).read()"], close_fds=False)
     print("held", flush=True)
     time.sleep(600)
 """
