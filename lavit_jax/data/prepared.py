@@ -18,6 +18,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from lavit_jax.data import copies, record
 from lavit_jax.data import images as image_data
 from lavit_jax.data.sources.base import Broken, Raw
+from lavit_jax.data.sources.files import check_damage
 from lavit_jax.data.tally import Tally, Watch
 from lavit_jax.errors import UserError
 
@@ -163,6 +164,7 @@ class Prepared(Sequence[Any]):
         except UserError:  # a bucket, not a record
             raise
         except (RuntimeError, ValueError, OSError) as error:
+            check_damage(error, origin)  # a disk that fails would skip what is whole
             return Broken("corrupt record", origin, str(error)[:200])
 
 

@@ -62,6 +62,15 @@ def test_a_damaged_record_is_replaced_by_the_next_and_logged(copied, caplog):
     assert "shard-000000-000.array_record:record 7" in caplog.text
 
 
+def test_a_disk_that_fails_is_no_damaged_record(copied, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("pread() failed: Input/output error; reading shard")
+
+    monkeypatch.setattr(prepared.ShardReader, "read", fails)
+    with pytest.raises(UserError, match="cannot read .*record 7: Input/output error"):
+        Prepared(copied)[7]
+
+
 @pytest.mark.parametrize("left", [0, 1000, 70_000])
 def test_a_truncated_shard_stops_the_run_past_the_limit(copied, left):
     path = copied / "shard-000001-000.array_record"
