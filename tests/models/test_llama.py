@@ -163,6 +163,17 @@ def test_rotation_keeps_lengths_and_turns_by_halves():
     np.testing.assert_allclose(turned[0, 2, 0, 3], b * np.cos(angle) + a * np.sin(angle), atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_matmul_swaps_halves_to_the_bit(dtype):
+    x = jax.random.normal(jax.random.key(0), (2, 3, 4, 128)).astype(dtype)
+    expected, pull = jax.vjp(llama.swapped_halves, x)
+    swapped, pull_matmul = jax.vjp(llama.swapped_by_matmul, x)
+    assert swapped.dtype == dtype
+    np.testing.assert_array_equal(swapped, expected)
+    np.testing.assert_array_equal(pull_matmul(x)[0], pull(x)[0])
+    np.testing.assert_array_equal(expected[..., :64], x[..., 64:])
+
+
 def test_logits_are_float32_in_every_compute_dtype():
     config = dataclasses.replace(CONFIG, dtype="bfloat16")
     ids = tokens(1, B, S)
