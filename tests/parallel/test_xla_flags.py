@@ -1,6 +1,5 @@
 """The one place with XLA flags."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -61,33 +60,3 @@ def test_plans_compile_with_them_unless_the_user_has_others(mine, used, monkeypa
         monkeypatch.delenv("LIBTPU_INIT_ARGS")
     xla_flags.use()
     assert os.environ["LIBTPU_INIT_ARGS"] == used
-
-
-COMPILED = """
-import jax, jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
-from lavit_jax.parallel import topology
-from lavit_jax.parallel.compiled import Program, build
-from lavit_jax.parallel.mesh import make_mesh
-
-for name in ("v4-128", "v5e-16", "v5p-128", "v6e-16"):
-    mesh = make_mesh(data=1, fsdp=-1, devices=topology.parse(name).devices())
-    rows = NamedSharding(mesh, PartitionSpec("fsdp"))
-    args = [jax.ShapeDtypeStruct((2048, 2048), jnp.bfloat16, sharding=rows) for _ in range(2)]
-    build(Program(jnp.dot, tuple(args), rows, donate=()), mesh)
-"""
-
-
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no TPU compiler here")
-def test_the_compiler_takes_them_for_every_generation():
-    more = {"LIBTPU_INIT_ARGS": xla_flags.line(), "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
-    more["XLA_FLAGS"] = ""  # those of the tests are for CPUs
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILED],
-        cwd=REPO,
-        env={**os.environ, **more},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
