@@ -86,7 +86,7 @@ class Checkpoints:
             lambda: self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(copies), position=ocp.args.JsonSave(position)
+                    state=ocp.args.PyTreeSave(copies), position=ocp.args.JsonSave(position)
                 ),
             )
         )

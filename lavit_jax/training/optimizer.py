@@ -71,8 +71,19 @@ def average_params(decay: float) -> optax.GradientTransformation:
 
 def averaged(opt_state: Any) -> dict[str, Any]:
     """The averaged parameters by module in a phase's optimizer state; empty where it has none."""
-    found = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, Averaged))
-    return next((node.params for node in found if isinstance(node, Averaged)), {})
+    found = jax.tree.leaves(opt_state, is_leaf=_is_averaged)
+    return next((node.params for node in found if _is_averaged(node)), {})
+
+
+def only_averaged(opt_state: Any, instead: Any) -> Any:
+    """An optimizer state with `instead` for every array but the averaged parameters."""
+    return jax.tree.map(
+        lambda node: node if _is_averaged(node) else instead, opt_state, is_leaf=_is_averaged
+    )
+
+
+def _is_averaged(node: Any) -> bool:
+    return isinstance(node, Averaged)
 
 
 def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTransformation:

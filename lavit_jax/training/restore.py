@@ -17,9 +17,9 @@ from lavit_jax.models.lavit import Modules
 from lavit_jax.models.quantizer import Codebook
 from lavit_jax.parallel.mesh import make_mesh
 from lavit_jax.training import storage
-from lavit_jax.training.optimizer import averaged
+from lavit_jax.training.optimizer import averaged, only_averaged
 from lavit_jax.training.run import abstract_state
-from lavit_jax.training.saved import read_latest
+from lavit_jax.training.saved import LEFT_OUT, Position, read_latest
 from lavit_jax.training.schedule import make_schedule
 from lavit_jax.training.storage import Storage
 
@@ -81,10 +81,13 @@ def restore(workdir: str | os.PathLike[str], mesh: Mesh | None = None) -> Restor
     config, modules, text = open_workdir(place)
     phases = make_schedule(config)
     mesh = make_mesh() if mesh is None else mesh
-    found = read_latest(
-        place.checkpoints,
-        lambda at: abstract_state(modules, phases, mesh, config.seed, at["step"]),
-    )
+
+    def wanted(at: Position) -> Any:
+        state: Any = abstract_state(modules, phases, mesh, config.seed, at["step"])
+        # Moments take twice the memory of the parameters.
+        return state.replace(opt_state=only_averaged(state.opt_state, LEFT_OUT))
+
+    found = read_latest(place.checkpoints, wanted)
     if found is None:
         raise UserError(f"{place.checkpoints} has no complete checkpoint yet")
     params = {**found.state.params, **averaged(found.state.opt_state)}

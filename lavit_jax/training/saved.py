@@ -17,7 +17,9 @@ from lavit_jax.parallel import peers
 from lavit_jax.training import checksums
 
 Position = dict[str, Any]
+# From a position to shapes and shardings of the state there; what is `LEFT_OUT` is not read.
 Abstract = Callable[[Position], Any]
+LEFT_OUT = ocp.PLACEHOLDER
 
 REMOVED = "removed"  # what no policy keeps is moved there, whole, before its files are deleted
 MARK = "commit_success.txt"  # orbax writes it last in a bucket, and reads nothing without it
@@ -160,9 +162,9 @@ def restore(manager: ocp.CheckpointManager, step: int, abstract: Abstract) -> Sa
     """One checkpoint; raises whatever a damaged file makes orbax raise."""
     only_position = ocp.args.Composite(position=ocp.args.JsonRestore())
     position = manager.restore(step, args=only_position)["position"]
-    restored = manager.restore(
-        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract(position)))
-    )
+    wanted = abstract(position)
+    how = ocp.args.PyTreeRestore(wanted, ocp.checkpoint_utils.construct_restore_args(wanted))
+    restored = manager.restore(step, args=ocp.args.Composite(state=how))
     return Saved(step, restored["state"], position)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lavit_jax.errors import UserError
-from lavit_jax.training import restore
+from lavit_jax.training import restore, saved
 from small_run import TOTAL
 
 
@@ -22,6 +22,19 @@ def test_the_newest_checkpoint_comes_with_config_and_text_tokenizer(whole_run):
     assert {"encoder", "conditioner", "llm"} <= set(restored.params)
     assert all(bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(restored.params))
     assert everything(whole_run) == before
+
+
+def test_moments_are_not_read(whole_run, monkeypatch):
+    read = []
+
+    def read_latest(directory, wanted):
+        read.append(saved.read_latest(directory, wanted))
+        return read[-1]
+
+    monkeypatch.setattr(restore, "read_latest", read_latest)
+    restore.restore(whole_run)
+    (found,) = read
+    assert {type(leaf) for leaf in jax.tree.leaves(found.state.opt_state)} == {type(saved.LEFT_OUT)}
 
 
 def test_a_run_that_goes_on_beside_loses_nothing_to_a_reader(whole_run, tmp_path, capsys):
