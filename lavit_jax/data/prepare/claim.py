@@ -22,6 +22,7 @@ from lavit_jax.errors import UserError
 CLAIM = ".work/claim.json"
 BEAT_SECONDS = 10.0
 SILENT_SECONDS = 45.0  # without a beat, after which a claim is nobody's
+READS = 10  # of a claim that is not whole
 
 
 class Place(Protocol):
@@ -45,7 +46,7 @@ def held(place: Place, say: Callable[[str], None]) -> Iterator[None]:
     mine = {"owner": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
     mine |= {"who": f"{_user()}@{mine['host']}, process {mine['pid']}", "beat": 0}
     while not place.create(CLAIM, mine):
-        if _is(place.read_json(CLAIM), mine):  # the answer to a first try was lost on the way
+        if _is(_read(place), mine):  # the answer to a first try was lost on the way
             break
         _wait_for_silence(place, say)
     ended = threading.Event()
@@ -56,13 +57,13 @@ def held(place: Place, say: Callable[[str], None]) -> Iterator[None]:
     finally:
         ended.set()
         beats.join()
-        if _is(place.read_json(CLAIM), mine):
+        if _is(_read(place), mine):
             place.remove(CLAIM)
 
 
 def _wait_for_silence(place: Place, say: Callable[[str], None]) -> None:
     """Removes a claim that nobody keeps up."""
-    seen = place.read_json(CLAIM)
+    seen = _read(place)
     if seen is None:
         return
     if not _dead(seen):
@@ -70,13 +71,26 @@ def _wait_for_silence(place: Place, say: Callable[[str], None]) -> None:
         deadline = time.monotonic() + SILENT_SECONDS
         while time.monotonic() < deadline:
             time.sleep(BEAT_SECONDS / 5)
-            now = place.read_json(CLAIM)
+            now = _read(place)
             if now is None:
                 return
             if now != seen:
                 raise UserError(f"another process is preparing {place.url}: {now['who']}")
-    if place.read_json(CLAIM) == seen:
+    if _read(place) == seen:
         place.remove(CLAIM)
+
+
+def _read(place: Place) -> Any:
+    """The claim, None where there is none.
+
+    Objects of buckets change as a whole. Files behind other stores may be read while they are
+    written; those are read again.
+    """
+    for _ in range(READS - 1):
+        with contextlib.suppress(UserError):
+            return place.read_json(CLAIM)
+        time.sleep(BEAT_SECONDS / 100)
+    return place.read_json(CLAIM)
 
 
 def _dead(claim: dict[str, Any]) -> bool:
@@ -95,7 +109,7 @@ def _dead(claim: dict[str, Any]) -> bool:
 def _beat(place: Place, mine: dict[str, Any], ended: threading.Event) -> None:
     while not ended.wait(BEAT_SECONDS):
         with contextlib.suppress(Exception):  # the network may be back before others lose patience
-            if not _is(place.read_json(CLAIM), mine):
+            if not _is(_read(place), mine):
                 return
             mine["beat"] += 1
             place.write_json(CLAIM, mine)
