@@ -17,8 +17,7 @@ from lavit_jax.parallel import peers
 from lavit_jax.training import checksums
 
 Position = dict[str, Any]
-# From a position to shapes and shardings of the state there; what is `LEFT_OUT` is not read.
-Abstract = Callable[[Position], Any]
+Abstract = Callable[[Position], Any]  # see `read_latest`
 LEFT_OUT = ocp.PLACEHOLDER
 
 REMOVED = "removed"  # what no policy keeps is moved there, whole, before its files are deleted
@@ -58,7 +57,8 @@ def read_latest(directory: Path, abstract: Abstract) -> Saved | None:
 
     Args:
       directory: with checkpoints.
-      abstract: from a checkpoint's position to the shapes and shardings of its state.
+      abstract: from a checkpoint's position to the shapes and shardings of its state; arrays that
+        are `LEFT_OUT` there are not read, and are `LEFT_OUT` in what is returned.
 
     Raises:
       UserError: there are checkpoints and none can be read.

@@ -8,10 +8,7 @@ import os
 import fsspec
 import pytest
 
-from lavit_jax.data.sources import (
-    files,
-    open_source,
-)
+from lavit_jax.data.sources import files, open_source
 from lavit_jax.errors import UserError
 from shards import (
     everything,

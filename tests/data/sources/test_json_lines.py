@@ -4,10 +4,7 @@ import json
 
 import pytest
 
-from lavit_jax.data.sources import (
-    json_lines,
-    open_source,
-)
+from lavit_jax.data.sources import json_lines, open_source
 from shards import everything, image_folder, jpeg, json_folder
 
 

@@ -4,10 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lavit_jax.data.sources import (
-    Options,
-    open_source,
-)
+from lavit_jax.data.sources import Options, open_source
 from lavit_jax.errors import UserError
 from shards import caption, everything, jpeg, keys, lost, parquet, whole
 

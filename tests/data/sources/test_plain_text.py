@@ -7,11 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavit_jax.data.sources import (
-    json_lines,
-    open_source,
-    plain_text,
-)
+from lavit_jax.data.sources import json_lines, open_source, plain_text
 from shards import everything
 
 TEXTS = st.text(st.sampled_from("ab\n \r"), max_size=60) | st.lists(

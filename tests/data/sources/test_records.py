@@ -6,12 +6,7 @@ import fsspec
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from lavit_jax.data.sources import (
-    Broken,
-    Options,
-    Raw,
-    open_source,
-)
+from lavit_jax.data.sources import Broken, Options, Raw, open_source
 from lavit_jax.errors import UserError
 from shards import everything, jpeg, lost, tf_examples, whole
 

@@ -5,11 +5,7 @@ import sys
 
 import pytest
 
-from lavit_jax.data.sources import (
-    Options,
-    Part,
-    open_source,
-)
+from lavit_jax.data.sources import Options, Part, open_source
 from lavit_jax.data.sources.tar import TarSource
 from lavit_jax.errors import UserError
 from shards import tars

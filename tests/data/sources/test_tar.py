@@ -7,10 +7,7 @@ import tarfile
 import fsspec
 import pytest
 
-from lavit_jax.data.sources import (
-    Broken,
-    Raw,
-)
+from lavit_jax.data.sources import Broken, Raw
 from lavit_jax.data.sources.tar import read_tar
 from shards import caption, everything, jpeg, keys, lost, pair, tars, whole, write_tar, zipped
 
